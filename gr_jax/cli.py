@@ -1,0 +1,156 @@
+"""`gr-jax VERB`: the entry points for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from gr_jax import __version__
+from gr_jax.errors import UserError
+
+_DEFAULT_MODEL_DIR = "model"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gr-jax",
+        description="Train a T5 to be a search index, and search with it.",
+    )
+    parser.add_argument("--version", action="version", version=f"gr-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    quickstart = verbs.add_parser(
+        "quickstart", help="index a corpus: docids, training, evaluation beside BM25"
+    )
+    quickstart.add_argument(
+        "--corpus",
+        default=None,
+        help="a BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv); "
+        "default: the documentation of Python and its numerical packages",
+    )
+    _model_dir(quickstart)
+    length = quickstart.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=_positive(float), help="training time to aim for")
+    length.add_argument("--steps", type=_positive(int), help="training steps")
+    quickstart.add_argument("--embeddings", help=".npy [documents, dimensions] to make docids from")
+    quickstart.add_argument("--sentencepiece", help="a SentencePiece model, T5's for instance")
+    quickstart.add_argument("--seed", type=int, default=None)
+    quickstart.add_argument("--strict", action="store_true", help="refuse documents without text")
+    quickstart.add_argument("--gin_file", action="append", help="use this configuration instead")
+    quickstart.add_argument(
+        "--gin_bindings", action="append", default=[], help="NAME = VALUE; may be repeated"
+    )
+
+    search = verbs.add_parser("search", help="ask a trained index")
+    search.add_argument("query", nargs="+")
+    _model_dir(search)
+    search.add_argument("--k", type=_positive(int), default=10, help="documents to return")
+    search.add_argument("--beam", type=_positive(int), default=20, help="width of the search")
+    search.add_argument("--json", action="store_true", help="print JSON")
+
+    evaluate = verbs.add_parser("eval", help="measure a trained index on your queries")
+    _model_dir(evaluate)
+    evaluate.add_argument("--queries", required=True, help="queries.jsonl")
+    evaluate.add_argument("--qrels", required=True, help="qrels.tsv")
+    evaluate.add_argument("--run", required=True, help="TREC run file to write")
+    evaluate.add_argument("--beam", type=_positive(int), default=100)
+    evaluate.add_argument(
+        "--exact", action="store_true", help="score every document instead of searching"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _model_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_dir", default=_DEFAULT_MODEL_DIR, help="default: %(default)s")
+
+
+def _positive(kind):
+    def parse(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    from gr_jax import gin_config
+    from gr_jax.train import main as train
+
+    macros = {
+        "MODEL_DIR": args.model_dir,
+        "CORPUS": args.corpus,
+        "TRAIN_STEPS": args.steps,
+        "MINUTES": args.minutes,
+        "EMBEDDINGS": args.embeddings,
+        "SENTENCEPIECE": args.sentencepiece,
+        "SEED": args.seed,
+        "STRICT": args.strict or None,
+    }
+    if args.minutes is not None:
+        args.gin_bindings = ["TRAIN_STEPS = None", *args.gin_bindings]
+    default = "gin/runs/quickstart.gin" if args.corpus is None else "gin/runs/beir.gin"
+    gin_config.parse(
+        args.gin_file or [default],
+        [f"{name} = {value!r}" for name, value in macros.items() if value is not None]
+        + args.gin_bindings,
+    )
+    return train()
+
+
+def _search(args: argparse.Namespace) -> int:
+    from gr_jax.serving import Index
+
+    results = Index.load(args.model_dir).search(" ".join(args.query), k=args.k, beam=args.beam)
+    if args.json:
+        print(json.dumps([result._asdict() for result in results], ensure_ascii=False))
+        return 0
+    for result in results:
+        name = f"{result.doc_id}  {result.title}" if result.title != result.doc_id else result.title
+        print(f"{result.rank:3d}. {result.score:8.3f}  {name}  [{result.docid}]")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from gr_jax.pipeline import EvalConfig, evaluate_queries
+
+    figures = evaluate_queries(
+        model_dir=args.model_dir,
+        queries=args.queries,
+        qrels=args.qrels,
+        run=args.run,
+        config=EvalConfig(beam=args.beam, exact=args.exact),
+    )
+    if args.json:
+        print(json.dumps(figures))
+        return 0
+    for name, value in figures.items():
+        print(f"{name:12s} {value:,}" if name == "queries" else f"{name:12s} {value:.4f}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        verbs = {"quickstart": _quickstart, "search": _search, "eval": _eval}
+        return verbs[args.verb](args)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `gr-jax search ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

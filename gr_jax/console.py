@@ -1,0 +1,67 @@
+"""What people see while a command runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Reporter:
+    """Lines as stages begin, and a progress bar while the model trains.
+
+    On a terminal the bar moves in place; otherwise a line is printed every half minute.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet_seconds: float = 30.0):
+        """Reports to `console`, standard error by default: standard output is for results."""
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self._quiet = quiet_seconds
+        self._last = float("-inf")
+        self._bar: Progress | None = None
+        self._task = None
+
+    def log(self, line: str) -> None:
+        """Prints a line."""
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def progress(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
+        """Shows how training goes; see `gr_jax.training.Progress`."""
+        figures = f"loss {scalars['loss']:.3f}, {scalars['examples_per_second']:,.0f} examples/s"
+        if not self.console.is_terminal:
+            now = time.monotonic()
+            if now - self._last >= self._quiet or step == total_steps:
+                self._last = now
+                left = (total_steps - step) / max(scalars["steps_per_second"], 1e-9)
+                self.log(f"step {step:,}/{total_steps:,}: {figures}, {left / 60:.1f} min left")
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=total_steps, figures="")
+        assert self._task is not None
+        self._bar.update(self._task, completed=step, figures=figures)
+        if step == total_steps:
+            self.close()
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

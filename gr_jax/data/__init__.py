@@ -1,0 +1,26 @@
+"""From text to batches: SeqIO tasks, their token cache, and the resumable order of training.
+
+Importing this package does not import TensorFlow; building a cache does.
+"""
+
+from gr_jax.data._batches import Batches, PackedBatch
+from gr_jax.data._cache import MixtureCache, TaskCache, build_cache
+from gr_jax.data._chunks import document_chunks
+from gr_jax.data._examples import ExampleSource, write_examples
+from gr_jax.data._order import mixture_positions, permute
+from gr_jax.data._tokenizer import Tokenizer, train_tokenizer
+
+__all__ = [
+    "Batches",
+    "ExampleSource",
+    "MixtureCache",
+    "PackedBatch",
+    "TaskCache",
+    "Tokenizer",
+    "build_cache",
+    "document_chunks",
+    "mixture_positions",
+    "permute",
+    "train_tokenizer",
+    "write_examples",
+]

@@ -1,0 +1,73 @@
+"""The SeqIO side: plain tasks and mixtures that t5x can train on too. Imports TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with a screenful otherwise
+
+import seqio
+import tensorflow as tf
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+
+def _parse_line(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`text <TAB> tokens` -> inputs (string) and targets (int32)."""
+
+    def parse(line: tf.Tensor) -> dict[str, tf.Tensor]:
+        fields = tf.strings.split(line, "\t")
+        targets = tf.strings.to_number(tf.strings.split(fields[1], " "), tf.int32)
+        return {"inputs": fields[0], "targets": targets}
+
+    return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def register_task(
+    name: str, examples: Path, *, sentencepiece: Path, target_vocab_size: int
+) -> seqio.Task:
+    """Registers (or registers anew) the SeqIO task of one examples file.
+
+    Args:
+      name: of the task in SeqIO's registry.
+      examples: the file written by `write_examples`; split `train`.
+      sentencepiece: model of the input vocabulary.
+      target_vocab_size: number of docid tokens.
+
+    Returns:
+      A task with features `inputs` (SentencePiece ids and the end token) and `targets` (docid
+      tokens as they are: they carry their own end token where one is needed).
+    """
+    _forget(seqio.TaskRegistry, name)
+    return seqio.TaskRegistry.add(
+        name,
+        source=seqio.TextLineDataSource({"train": str(examples)}),
+        preprocessors=[
+            _parse_line,
+            functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features={
+            "inputs": seqio.Feature(
+                seqio.SentencePieceVocabulary(str(sentencepiece), extra_ids=0), add_eos=True
+            ),
+            "targets": seqio.Feature(
+                seqio.PassThroughVocabulary(size=target_vocab_size, eos_id=None), add_eos=False
+            ),
+        },
+    )
+
+
+def register_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
+    """Registers (or registers anew) a mixture of registered tasks with explicit rates."""
+    _forget(seqio.MixtureRegistry, name)
+    return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def _forget(registry: type, name: str) -> None:
+    # a notebook prepares one corpus after another in one process
+    if name in registry.names():  # pyright: ignore[reportAttributeAccessIssue]
+        registry.remove(name)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,107 @@
+"""SentencePiece for queries and documents, without TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int
+
+from gr_jax.corpus import normalize
+from gr_jax.errors import UserError
+from gr_jax.files import atomic_file
+
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's
+_MAX_SENTENCE_BYTES = 16_384
+
+
+def train_tokenizer(
+    texts: Iterable[str], path: Path, *, vocab_size: int = 8192, max_texts: int = 1_000_000
+) -> None:
+    """Trains a unigram SentencePiece model with T5's special ids on texts reduced to their words.
+
+    Args:
+      texts: what to learn from; each is normalised (`gr_jax.corpus.normalize`) first.
+      path: the model file to write.
+      vocab_size: pieces wanted; a small corpus gives fewer.
+      max_texts: texts beyond this many are not read.
+
+    Raises:
+      UserError: the texts have no characters to learn from.
+    """
+    path = Path(path)
+    lines = [normalize(text) for text in itertools.islice(texts, max_texts)]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f"{path}: no text to train a vocabulary on")
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(lines),
+            model_writer=stream,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,  # fewer pieces than asked for is fine on a small corpus
+            normalization_rule_name="nmt_nfkc",
+            character_coverage=0.9999,
+            byte_fallback=False,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            max_sentence_length=_MAX_SENTENCE_BYTES,
+            num_threads=1,  # the same pieces every time
+            minloglevel=2,
+        )
+
+
+class Tokenizer:
+    """A SentencePiece model: text -> ids that end with the end token.
+
+    Attributes:
+      path: the model file.
+      words_only: whether text is reduced to its case-folded words first, as the models that
+        `train_tokenizer` makes expect. T5's own vocabulary wants the text as it is.
+    """
+
+    def __init__(self, path: Path, *, words_only: bool):
+        """Loads `path`.
+
+        Raises:
+          UserError: missing, or not a SentencePiece model.
+        """
+        self.path = Path(path)
+        self.words_only = words_only
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no such SentencePiece model")
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromFile(str(self.path))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{self.path}: not a SentencePiece model ({error})") from error
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Number of pieces."""
+        return self._processor.GetPieceSize()
+
+    def clean(self, text: str) -> str:
+        """`text` as this vocabulary wants it, on one line."""
+        return normalize(text) if self.words_only else " ".join(text.split())
+
+    def encode(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "n length"]:
+        """Ids [texts, max_length], cut to leave room for the end token, padded with 0."""
+        ids = np.full((len(texts), max_length), PAD_ID, np.int32)
+        cleaned = [self.clean(text) for text in texts]
+        for row, pieces in zip(ids, self._processor.Encode(cleaned), strict=True):
+            pieces = pieces[: max_length - 1]
+            row[: len(pieces)] = pieces
+            row[len(pieces)] = EOS_ID
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+        return self._processor.Decode([int(i) for i in ids if i > EOS_ID])

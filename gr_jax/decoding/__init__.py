@@ -1,0 +1,8 @@
+"""Constrained decoding: the trie of valid docids, beam search over it, and the exact oracle."""
+
+from gr_jax.decoding._beam import BeamSearch, SearchResult
+from gr_jax.decoding._core import Score
+from gr_jax.decoding._exact import score_all
+from gr_jax.decoding._trie import Trie, TrieShape
+
+__all__ = ["BeamSearch", "Score", "SearchResult", "Trie", "TrieShape", "score_all"]

@@ -1,0 +1,194 @@
+"""The oracle: the log-probability of every docid, teacher-forced, nothing pruned.
+
+It shares the model with beam search and nothing else: no trie, no top-k, histories that move.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from gr_jax.decoding._core import SCORES, Score
+from gr_jax.docids import EOS_ID, DocidMap
+from gr_jax.models import T5Config, decode_step, encode_cross
+
+Parameters = Any
+_QUERIES = 8  # scored together
+_MEMORY = 1 << 28  # bytes that the keys, values and logits of one block may take, roughly
+_SMALLEST = 32  # sizes are rounded up to this times a power of two, to compile few shapes
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _encode(config: T5Config, params: Parameters, source: Int[Array, "b s"]):
+    return encode_cross(config, params, source)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "step"))
+def _step(
+    config: T5Config,
+    params: Parameters,
+    cross: Any,
+    past: Any,
+    tokens: Int[Array, m],
+    parents: Int[Array, m],
+    allowed: Bool[Array, v] | Bool[Array, "m v"] | None,
+    row_node: Int[Array, r],
+    row_token: Int[Array, r],
+    total: Float[Array, "b r"],
+    *,
+    step: int,
+):
+    """Decodes the prefixes of one step and adds each row's token to its total.
+
+    Prefix `i` ends with `tokens[i]` and extends prefix `parents[i]` of the step before. Row `r`
+    goes on from prefix `row_node[r]` with `row_token[r]`; 0 is a row that has ended. A step is
+    normalised over the tokens that are `allowed`, all if None.
+
+    Returns:
+      the totals [batch, rows], and per layer the keys and values of each prefix
+      [batch, prefixes, step + 1, heads, head_dim].
+    """
+    keys_values, source_mask = cross
+    batch, prefixes = len(source_mask), len(tokens)
+    if past is not None:
+        # [batch, prefixes before, step, heads, d] -> [batch, prefixes, step, heads, d]
+        past = jax.tree.map(lambda x: x[:, parents], past)
+    logits, new = decode_step(
+        config,
+        params,
+        jnp.broadcast_to(tokens, (batch, prefixes)),
+        step,
+        keys_values,
+        source_mask,
+        past,
+    )
+    new = jax.tree.map(lambda x: x[:, :, None], new)
+    if past is not None:
+        new = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), past, new)
+    norm = jax.nn.logsumexp(logits, axis=-1, where=allowed)  # [batch, prefixes]
+    gain = logits[:, row_node, row_token] - norm[:, row_node]  # [batch, rows]
+    return total + jnp.where(row_token > 0, gain, 0), new
+
+
+def _bucket(n: int) -> int:
+    return _SMALLEST << ((n - 1) // _SMALLEST).bit_length()
+
+
+def _pad(x: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(x, (0, size - len(x)))
+
+
+class _Table:
+    """Docids as tokens in sorted order, where the rows of a prefix stand side by side."""
+
+    def __init__(self, config: T5Config, docid_map: DocidMap, score: Score):
+        self.order = docid_map.sorted_order
+        self.tokens = docid_map.tokens[self.order]  # [documents, steps]
+        self.vocabulary, self.score = docid_map.vocabulary, score
+        self.vocab = config.output_vocab_size
+        # prefix[r, t]: number of the prefix of t tokens that row r has, among all of that length
+        changes = self.tokens[1:] != self.tokens[:-1]
+        changes = np.logical_or.accumulate(changes, axis=1)[:, :-1]
+        self.prefix = np.zeros(self.tokens.shape, np.int32)
+        self.prefix[1:, 1:] = np.cumsum(changes, axis=0)
+
+    def allowed(self, step: int, low: int, high: int, size: int) -> np.ndarray | None:
+        """Tokens over which prefixes `low` to `high` of a step are normalised."""
+        if self.score == "full":
+            return None
+        if self.score == "level":
+            allowed = np.zeros(self.vocab, bool)
+            if step < len(self.vocabulary.level_sizes):
+                start = self.vocabulary.offsets[step]
+                allowed[start : start + self.vocabulary.level_sizes[step]] = True
+            allowed[EOS_ID] = self.vocabulary.eos and step > 0
+            return allowed
+        # what follows these prefixes anywhere in the corpus: [prefixes, vocab]
+        allowed = np.zeros((size, self.vocab), bool)
+        rows = slice(
+            np.searchsorted(self.prefix[:, step], low),
+            np.searchsorted(self.prefix[:, step], high, side="right"),
+        )
+        allowed[self.prefix[rows, step] - low, self.tokens[rows, step]] = True
+        allowed[:, 0] = False
+        return allowed
+
+
+def _score_block(
+    config: T5Config, params: Parameters, table: _Table, cross: Any, rows: slice, size: int
+) -> np.ndarray:
+    """Totals [batch, rows] of some neighbouring rows, in arrays of `size` rows."""
+    tokens, prefix = table.tokens[rows], table.prefix[rows]
+    total, past = jnp.zeros((len(cross[1]), size)), None
+    before = np.zeros(len(tokens), np.int32)  # each row's prefix in the step before
+    for step in range(tokens.shape[1]):
+        alive = tokens[:, step] > 0
+        if not alive.any():
+            break
+        numbers, first, node = np.unique(prefix[:, step], return_index=True, return_inverse=True)
+        width = _bucket(len(numbers)) if step else 1
+        last = tokens[first, step - 1] if step else np.zeros(1, np.int32)
+        total, past = _step(
+            config,
+            params,
+            cross,
+            past,
+            _pad(last, width),
+            _pad(before[first], width),
+            table.allowed(step, numbers[0], numbers[-1], width),
+            _pad(node.astype(np.int32), size),
+            _pad(tokens[:, step], size),
+            total,
+            step=step,
+        )
+        before = node.astype(np.int32)
+    return np.asarray(total)[:, : len(tokens)]
+
+
+def score_all(
+    config: T5Config,
+    params: Parameters,
+    docid_map: DocidMap,
+    source_tokens: Int[np.ndarray, "n s"],
+    score: Score = "full",
+) -> Float[np.ndarray, "n documents"]:
+    """Log-probability of every document's docid, for every query.
+
+    A prefix is decoded once per block of neighbouring docids, not once per docid. The cost is still
+    that of the corpus, not of a beam: for tests, and for corpora where that is bearable.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      docid_map: the corpus.
+      source_tokens: token ids [n, length]; 0 is padding.
+      score: the normalisation, as in `BeamSearch`.
+
+    Returns:
+      float32 natural logarithms [n, documents], documents by row of `docid_map`.
+    """
+    if score not in SCORES:
+        raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
+    source = np.asarray(source_tokens, np.int32)
+    table = _Table(config, docid_map, score)
+    n, documents = len(source), len(docid_map)
+    batch = min(n, _QUERIES)
+    # what one more docid costs: its prefixes after the first, each with logits, keys and values
+    kept = 2 * config.num_decoder_layers * config.num_heads * config.head_dim
+    one = 4 * batch * ((table.tokens.shape[1] - 1) * (kept + config.output_vocab_size) + 4)
+    size = min(_bucket(documents), max(_bucket(_MEMORY // one) // 2, _SMALLEST))
+    out = np.empty((n, documents), np.float32)
+    for i in range(0, n, _QUERIES):
+        queries = source[i : i + _QUERIES]
+        queries = np.pad(queries, ((0, batch - len(queries)), (0, 0)))
+        cross = _encode(config, params, queries)
+        for start in range(0, documents, size):
+            rows = slice(start, start + size)
+            scores = _score_block(config, params, table, cross, rows, size)
+            out[i : i + _QUERIES, table.order[rows]] = scores[: n - i]
+    return out

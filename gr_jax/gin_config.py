@@ -1,0 +1,160 @@
+"""gin on the command line, with t5x's flags and habits.
+
+`--gin_file=F` (repeatable), `--gin_search_paths=A,B`, `--gin_bindings='NAME = VALUE'` (repeatable)
+and `--gin.NAME=VALUE`. Later files and bindings win. An unknown binding is an error. The library
+itself knows nothing of gin.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from gr_jax import RESOURCES
+from gr_jax.errors import UserError
+from gr_jax.files import atomic_file
+
+
+def define_flags() -> None:
+    """Defines t5x's gin flags, once."""
+    if "gin_file" in flags.FLAGS:
+        return
+    flags.DEFINE_multi_string("gin_file", None, "A gin file; may be given several times.")
+    flags.DEFINE_list("gin_search_paths", None, "Folders to look for gin files in.")
+    flags.DEFINE_multi_string(
+        "gin_bindings", None, "A gin binding, NAME = VALUE; may be given several times."
+    )
+
+
+def rewrite_gin_args(args: Sequence[str]) -> list[str]:
+    """t5x's shorthand: `--gin.NAME=VALUE` -> `--gin_bindings=NAME = VALUE`.
+
+    Raises:
+      UserError: `--gin.NAME` without a value.
+    """
+
+    def rewrite(arg: str) -> str:
+        if not arg.startswith("--gin."):
+            return arg
+        name, equals, value = arg.removeprefix("--gin.").partition("=")
+        if not equals:
+            raise UserError(f"{arg}: give a value, as in {arg}=VALUE")
+        return f"--gin_bindings={name} = {value}"
+
+    return [rewrite(arg) for arg in args]
+
+
+def parse(
+    gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> None:
+    """Reads files and bindings into gin, from a clean slate.
+
+    gin files are looked for as given, in `search_paths`, and among those that gr_jax brings, so
+    `gin/experiments/squad2k.gin` is found from a checkout and from an installed wheel alike.
+
+    Raises:
+      UserError: a file that is not there, a syntax error, an unknown name or parameter.
+    """
+    import gin
+
+    gin.clear_config()
+    for folder in reversed([*search_paths, str(RESOURCES)]):
+        gin.add_config_file_search_path(folder)
+    try:
+        gin.parse_config_files_and_bindings(
+            list(gin_files), list(bindings), skip_unknown=False, finalize_config=True
+        )
+    except Exception as error:  # gin raises whatever the imports and constructors in a file raise
+        raise UserError(_one_line(error)) from error
+
+
+def call(function: Callable[..., Any], **overrides: Any) -> Any:
+    """Calls `function` with the arguments that gin binds; `overrides` win.
+
+    Raises:
+      UserError: an argument that neither gives.
+    """
+    import gin
+
+    configured = gin.get_configurable(function)
+    try:
+        return configured(**overrides)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        cause = _root(error)
+        if isinstance(cause, UserError):
+            raise cause from error
+        text = str(error)
+        if "Required bindings" in text or "No value" in text or "required" in text.split("\n")[0]:
+            raise UserError(_one_line(error)) from error
+        raise
+
+
+def save(path: Path) -> None:
+    """Writes the whole configuration as t5x's `config.gin`."""
+    import gin
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(gin.config_str(), "utf-8")
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
+    return error
+
+
+def _one_line(error: BaseException) -> str:
+    """Gin's messages without their line breaks and object addresses."""
+    root = _root(error)
+    text = str(root) if isinstance(root, UserError) else str(error)
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", text)
+    text = " ".join(text.split())
+    return f"gin: {text}" if not isinstance(root, UserError) else text
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Runs an entry point with t5x's flags; a user's mistake is one line and exit status 2."""
+    define_flags()
+    try:
+        argv = rewrite_gin_args(sys.argv)
+    except UserError as error:
+        fail(error)
+    app.run(functools.partial(_guarded, main), argv=argv, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(error)
+
+
+def _guarded(main: Callable[[], int | None], argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(UserError(f"unexpected argument {argv[1]!r}; flags look like --gin_file=FILE"))
+    try:
+        if not flags.FLAGS.gin_file:
+            raise UserError("give a configuration: --gin_file=gin/experiments/squad2k.gin")
+        parse(
+            flags.FLAGS.gin_file,
+            flags.FLAGS.gin_bindings or (),
+            flags.FLAGS.gin_search_paths or (),
+        )
+        status = main()
+    except UserError as error:
+        fail(error)
+    sys.exit(status)
+
+
+def fail(error: BaseException) -> Any:
+    """Prints one line and exits with status 2."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,95 @@
+"""The shape of a T5: one frozen, hashable value that every function of `gr_jax.models` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Self
+
+from gr_jax.errors import UserError
+
+# size -> (emb_dim, num_heads, layers per stack, mlp_dim) of T5 1.1; head_dim is 64 in all of them.
+SIZES = {
+    "small": (512, 6, 8, 1024),
+    "base": (768, 12, 12, 2048),
+    "large": (1024, 16, 24, 2816),
+    "xl": (2048, 32, 24, 5120),
+    "xxl": (4096, 64, 24, 10240),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Hyper-parameters of an encoder-decoder T5 (Raffel et al. 2020, T5 1.1 by default).
+
+    Attributes:
+      vocab_size: rows of the source (text) embedding.
+      target_vocab_size: rows of the target embedding and of the output layer: docid tokens. None
+        when targets are text too, in which case both sides share `token_embedder`, as in t5x.
+      emb_dim: width of the residual stream.
+      num_heads: attention heads.
+      head_dim: width of one head; `num_heads * head_dim` need not be `emb_dim`.
+      mlp_dim: hidden width of the feed-forward layers.
+      num_encoder_layers: encoder depth.
+      num_decoder_layers: decoder depth.
+      mlp_activations: one function per input projection, multiplied together: `("gelu", "linear")`
+        is T5 1.1's gated GELU, `("relu",)` T5 1.0's.
+      dropout_rate: probability of dropping an activation while training.
+      logits_via_embedding: T5 1.0's tied output layer, whose input is divided by sqrt(emb_dim).
+      relpos_buckets: relative position buckets.
+      relpos_max_distance: distance from which on all positions share the last bucket.
+      dtype: dtype of activations; parameters, softmax, norms and losses stay float32.
+    """
+
+    vocab_size: int
+    target_vocab_size: int | None = None
+    emb_dim: int = 512
+    num_heads: int = 6
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    num_encoder_layers: int = 8
+    num_decoder_layers: int = 8
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    dropout_rate: float = 0.1
+    logits_via_embedding: bool = False
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        # gin and JSON hand over lists; jit needs the config hashable.
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"T5Config.{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(f"T5Config.dropout_rate is {self.dropout_rate}: it must be in [0, 1)")
+
+    @property
+    def output_vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.target_vocab_size or self.vocab_size
+
+    @classmethod
+    def from_size(cls, size: str, vocab_size: int, **overrides: Any) -> Self:
+        """The published T5 1.1 shape called `size` (small, base, large, xl, xxl)."""
+        if size not in SIZES:
+            raise UserError(f"unknown T5 size {size!r}: choose one of {', '.join(SIZES)}")
+        emb_dim, num_heads, layers, mlp_dim = SIZES[size]
+        shape: dict[str, Any] = {
+            "emb_dim": emb_dim,
+            "num_heads": num_heads,
+            "mlp_dim": mlp_dim,
+            "num_encoder_layers": layers,
+            "num_decoder_layers": layers,
+        }
+        return cls(vocab_size=vocab_size, **(shape | overrides))
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config written by `to_json`."""
+        return cls(**json.loads(text))

@@ -1,0 +1,22 @@
+"""From a collection to a measured index, stage by stage; finished stages are not done again."""
+
+from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
+from gr_jax.pipeline._evaluate import EvalConfig, evaluate, evaluate_queries
+from gr_jax.pipeline._prepare import DataConfig, Prepared, prepare
+from gr_jax.pipeline._run import infer, run, train
+from gr_jax.pipeline._workspace import Workspace
+
+__all__ = [
+    "PYTHON_DOCS",
+    "DataConfig",
+    "EvalConfig",
+    "Prepared",
+    "Workspace",
+    "evaluate",
+    "evaluate_queries",
+    "infer",
+    "load_collection",
+    "prepare",
+    "run",
+    "train",
+]

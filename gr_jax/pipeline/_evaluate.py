@@ -1,0 +1,165 @@
+"""The one evaluation path: ranked documents -> TREC runs -> metrics -> report."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+
+from gr_jax import __version__
+from gr_jax.corpus import QuerySet, read_query_set
+from gr_jax.evaluation import (
+    BM25,
+    Report,
+    Run,
+    Split,
+    evaluate_run,
+    measure_split,
+    write_report,
+    write_run,
+)
+from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
+from gr_jax.pipeline._prepare import Log
+from gr_jax.pipeline._workspace import Workspace
+from gr_jax.serving import Index
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How to evaluate.
+
+    Attributes:
+      beam: width of the search that makes the run of 100 documents per query.
+      latency_beam: width of the search whose milliseconds per query are reported, for 10 documents.
+      exact: score every document instead of searching.
+    """
+
+    beam: int = 100
+    latency_beam: int = 20
+    exact: bool = False
+
+
+_DEPTH = 100  # documents per query of a run
+
+
+def evaluate(
+    *,
+    model_dir: str,
+    config: EvalConfig,
+    corpus: str = PYTHON_DOCS,
+    strict: bool = False,
+    log: Log = lambda _: None,
+) -> Report:
+    """Measures the newest checkpoint and BM25 on every split of the collection.
+
+    Writes `runs/`, `report.json` and `report.html` in the model directory.
+
+    Raises:
+      UserError: nothing trained there, another corpus's index, or no evaluation queries.
+    """
+    workspace = Workspace(model_dir)
+    index = Index.load(workspace.path)
+    collection = load_collection(corpus, strict=strict)
+    workspace.claim(collection.corpus)
+    if not collection.splits:
+        log("no evaluation split: the corpus has no qrels beside train")
+    start = time.perf_counter()
+    bm25 = BM25(collection.corpus)
+    splits: dict[str, Split] = {}
+    for name, queries in collection.splits.items():
+        log(f"evaluating {name}: {len(queries):,} queries")
+        ours = _rank(index, queries, config)
+        theirs = bm25.rank(queries, k=_DEPTH)
+        write_run(workspace.runs / f"{name}.gr_jax.run", ours[0], "gr_jax")
+        write_run(workspace.runs / f"{name}.bm25.run", theirs[0], "bm25")
+        splits[name] = measure_split(queries.qrels, ours, theirs, index.spec.seed)
+    report = Report(
+        documents=len(index.docid_map),
+        parameters=index.parameter_count,
+        steps=index.step,
+        wall_seconds={
+            "docids": workspace.seconds("docids"),
+            "train": workspace.noted("train_seconds") or 0.0,
+            "eval": round(time.perf_counter() - start, 3),
+        },
+        splits=splits,
+        seed=index.spec.seed,
+        command=index.spec.command,
+        docid_fingerprint=index.docid_map.fingerprint,
+        beam=config.beam,
+        index_bytes={"gr_jax": index.nbytes, "bm25": bm25.index_bytes},
+        device=_device(),
+        versions={"python": platform.python_version(), "gr_jax": __version__}
+        | {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "flax", "optax", "numpy", "scikit-learn", "sentencepiece", "bm25s")
+        },
+    )
+    write_report(report, workspace.path)
+    return report
+
+
+def evaluate_queries(
+    *,
+    model_dir: str,
+    queries: str,
+    qrels: str,
+    run: str,
+    config: EvalConfig,
+) -> dict[str, float]:
+    """Measures a finished index on queries of the user's own and writes the TREC run.
+
+    Args:
+      model_dir: the trained index.
+      queries: a `queries.jsonl`.
+      qrels: a BEIR or TREC qrels file; queries that it does not name are left out.
+      run: the TREC run file to write.
+      config: how to search.
+
+    Returns:
+      The metrics, and `queries`, their number.
+    """
+    index = Index.load(model_dir)
+    asked = read_query_set(queries, qrels, index.docid_map.index_of.keys(), Path(queries).stem)
+    ranked = _run_of(index, asked, config)
+    write_run(run, ranked, "gr_jax")
+    return {"queries": len(asked), **evaluate_run(ranked, asked.qrels)}
+
+
+def _rank(index: Index, queries: QuerySet, config: EvalConfig) -> tuple[Run, float]:
+    texts = [query.text for query in queries.queries]
+    return _run_of(index, queries, config), index.latency(texts, k=10, beam=config.latency_beam)
+
+
+def _run_of(index: Index, queries: QuerySet, config: EvalConfig) -> Run:
+    texts = [query.text for query in queries.queries]
+    depth = min(_DEPTH, len(index.docid_map))
+    if config.exact:
+        ranked = index.rank_exactly(texts, k=depth)
+    else:
+        ranked = index.rank(texts, k=depth, beam=config.beam)
+    return {q.query_id: r for q, r in zip(queries.queries, ranked, strict=True)}
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        name = f"{_cpu_model()}, {cores} cores"
+    return f"{len(jax.devices())} x {name}" if len(jax.devices()) > 1 else name
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.machine()

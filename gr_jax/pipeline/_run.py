@@ -1,0 +1,218 @@
+"""The main job: prepare, train, evaluate. gin files bind the arguments of these functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gr_jax.corpus import Collection, read_queries
+from gr_jax.docids import DocidAssigner
+from gr_jax.errors import UserError
+from gr_jax.evaluation import Report, write_run
+from gr_jax.models import T5Config
+from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
+from gr_jax.pipeline._evaluate import EvalConfig, evaluate
+from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, prepare
+from gr_jax.pipeline._workspace import Workspace
+from gr_jax.queries import SyntheticQueries
+from gr_jax.serving import Index, IndexSpec
+from gr_jax.training import Partitioner, Progress, TrainConfig, make_mesh, measure_steps
+from gr_jax.training import train as train_model
+
+
+def train(
+    *,
+    model_dir: str,
+    docids: DocidAssigner,
+    queries: SyntheticQueries,
+    data: DataConfig,
+    model: Callable[..., T5Config],
+    trainer: TrainConfig,
+    corpus: str = PYTHON_DOCS,
+    strict: bool = False,
+    log: Log = lambda _: None,
+    progress: Progress | None = None,
+    started: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Prepares the data and trains; goes on where an interrupted call stopped.
+
+    Args:
+      model_dir: where everything goes; see `Workspace`.
+      docids: gives documents their docids.
+      queries: makes synthetic queries.
+      data: what the model reads.
+      model: `T5Config` with all but the vocabulary sizes bound.
+      trainer: how to train.
+      corpus: a BEIR folder, or `python` for the embedded collection.
+      strict: refuse documents without text instead of skipping them.
+      log: told what happens, a line at a time.
+      progress: told about training as it goes.
+      started: called with the model directory when all of the above has been accepted, before the
+        first step; entry points keep their configuration there.
+
+    Raises:
+      UserError: something in the input or the settings is wrong.
+      Interrupted: asked to stop; the state is saved.
+    """
+    workspace = Workspace(model_dir)
+    collection = load_collection(corpus, strict=strict)
+    log(_describe_collection(collection))
+    prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
+    config = T5Config(
+        **dataclasses.asdict(
+            model(
+                vocab_size=prepared.tokenizer.vocab_size,
+                target_vocab_size=prepared.docid_map.vocabulary.size,
+            )
+        )
+    )
+    partitioner = Partitioner(make_mesh(trainer.model_parallel))
+    partitioner.parameters(config)  # refuses what does not divide, before anything is written
+    total_steps = _total_steps(workspace, trainer, config, prepared, partitioner, log)
+    spec = IndexSpec(
+        model=config,
+        docid_fingerprint=prepared.docid_map.fingerprint,
+        words_only=prepared.tokenizer.words_only,
+        input_length=data.input_length,
+        seed=trainer.seed,
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
+    if not workspace.trained:  # a run that goes on keeps the record of how it began
+        spec.save(workspace.index)
+        started(workspace.path)
+    log(f"training: {total_steps:,} steps of {data.batch_size} examples")
+    start = time.perf_counter()
+    before = workspace.noted("train_seconds") or 0.0
+    try:
+        train_model(
+            trainer,
+            config,
+            prepared.batches(row_multiple=_row_multiple(partitioner), seed=trainer.seed),
+            partitioner,
+            workspace.path,
+            total_steps=total_steps,
+            docid_fingerprint=prepared.docid_map.fingerprint,
+            progress=progress,
+        )
+    finally:
+        workspace.note("train_seconds", round(before + time.perf_counter() - start, 3))
+
+
+def run(
+    *,
+    model_dir: str,
+    docids: DocidAssigner,
+    queries: SyntheticQueries,
+    data: DataConfig,
+    model: Callable[..., T5Config],
+    trainer: TrainConfig,
+    evaluation: EvalConfig,
+    corpus: str = PYTHON_DOCS,
+    strict: bool = False,
+    log: Log = lambda _: None,
+    progress: Progress | None = None,
+    started: Callable[[Path], None] = lambda _: None,
+) -> Report:
+    """The whole job: `train`, then `evaluate`; see both for the arguments."""
+    train(
+        model_dir=model_dir,
+        docids=docids,
+        queries=queries,
+        data=data,
+        model=model,
+        trainer=trainer,
+        corpus=corpus,
+        strict=strict,
+        log=log,
+        progress=progress,
+        started=started,
+    )
+    return evaluate(model_dir=model_dir, corpus=corpus, strict=strict, config=evaluation, log=log)
+
+
+def infer(
+    *,
+    model_dir: str,
+    queries: str | None = None,
+    run: str | None = None,
+    k: int = 10,
+    beam: int = 20,
+    log: Log = lambda _: None,
+) -> None:
+    """Answers every query of a `queries.jsonl` and writes a TREC run.
+
+    Args:
+      model_dir: the trained index.
+      queries: the file of queries.
+      run: the run file; by default `MODEL_DIR/runs/<name of the queries file>.gr_jax.run`.
+      k: documents per query.
+      beam: width of the search.
+      log: told what was written.
+
+    Raises:
+      UserError: no queries, or nothing trained in `model_dir`.
+    """
+    if queries is None:
+        raise UserError('give the queries to answer: --gin.QUERIES=\\"queries.jsonl\\"')
+    index = Index.load(model_dir)
+    asked = list(read_queries(queries).values())
+    if not asked:
+        raise UserError(f"{queries}: holds no queries")
+    ranked = index.rank([query.text for query in asked], k=k, beam=beam)
+    name = Path(queries).name.removesuffix(".gz").removesuffix(".jsonl")
+    output = Path(run) if run else Workspace(model_dir).runs / f"{name}.gr_jax.run"
+    write_run(output, {q.query_id: r for q, r in zip(asked, ranked, strict=True)}, "gr_jax")
+    log(f"{output}: {len(asked):,} queries, {k} documents each")
+
+
+def _row_multiple(partitioner: Partitioner) -> int:
+    """Packed rows come in multiples of this: few shapes to compile, and whole shards."""
+    return 8 * partitioner.data_parallel
+
+
+def _total_steps(
+    workspace: Workspace,
+    trainer: TrainConfig,
+    config: T5Config,
+    prepared: Prepared,
+    partitioner: Partitioner,
+    log: Log,
+) -> int:
+    """The length of the run; one derived from minutes is remembered for when it goes on."""
+    if trainer.steps is not None:
+        return trainer.steps
+    if trainer.minutes is None:
+        raise UserError("TrainConfig needs steps or minutes")
+    planned = workspace.noted("plan")
+    if planned and planned["minutes"] == trainer.minutes:
+        return planned["steps"]
+    if planned and workspace.trained:
+        raise UserError(
+            f"{workspace.path}: was started with minutes={planned['minutes']}; go on with that, "
+            "or give another model directory"
+        )
+    seconds = measure_steps(
+        trainer,
+        config,
+        prepared.batches(row_multiple=_row_multiple(partitioner), seed=trainer.seed),
+        partitioner,
+    )
+    steps = max(round(trainer.minutes * 60 / seconds), 1)
+    log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")
+    workspace.note("plan", {"minutes": trainer.minutes, "steps": steps})
+    return steps
+
+
+def _describe_collection(collection: Collection) -> str:
+    parts = [f"{len(collection.corpus):,} documents"]
+    if skipped := len(collection.corpus.skipped):
+        first = ", ".join(collection.corpus.skipped[:5])
+        parts.append(f"{skipped} without text skipped ({first}{', ...' if skipped > 5 else ''})")
+    if collection.train:
+        parts.append(f"{len(collection.train):,} training queries")
+    parts += [f"{name}: {len(split):,} queries" for name, split in collection.splits.items()]
+    return f"corpus {collection.corpus.name}: " + ", ".join(parts)

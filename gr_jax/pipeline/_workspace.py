@@ -1,0 +1,143 @@
+"""The layout of a model directory, and which of its stages are done.
+
+MODEL_DIR/
+  corpus/corpus.jsonl       the indexed documents, so that search and BM25 need nothing else
+  docids/                   the DocidMap
+  vocabulary/               the SentencePiece model
+  examples/<task>.tsv       training examples as text
+  cache/                    training examples as tokens
+  checkpoint_<step>/        Orbax
+  train/                    TensorBoard events, metrics.jsonl
+  runs/<split>.<system>.run TREC runs
+  config.gin model-info.txt stages.json index.json report.json report.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gr_jax.corpus import Corpus, read_corpus, write_corpus
+from gr_jax.errors import UserError
+from gr_jax.files import atomic_file
+
+
+class Workspace:
+    """A model directory.
+
+    `stages.json` says which stages are done and with which settings; it is written after the stage
+    is complete on disk, so a kill at any moment only means that a stage is done again.
+    """
+
+    def __init__(self, model_dir: str | Path):
+        """Opens the directory; nothing is made yet.
+
+        Raises:
+          UserError: the path is a file, or its record cannot be read.
+        """
+        self.path = Path(model_dir).expanduser()
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; give a directory for the model")
+        self.corpus = self.path / "corpus" / "corpus.jsonl"
+        self.docids = self.path / "docids"
+        self.sentencepiece = self.path / "vocabulary" / "sentencepiece.model"
+        self.examples = self.path / "examples"
+        self.cache = self.path / "cache"
+        self.runs = self.path / "runs"
+        self.index = self.path / "index.json"
+        self._record = self.path / "stages.json"
+        self._stages: dict[str, Any] = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._record.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{self._record}: damaged ({error}); delete it to do all stages again"
+            ) from error
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is a checkpoint."""
+        return any(self.path.glob("checkpoint_*"))
+
+    def seconds(self, stage: str) -> float:
+        """How long a finished stage took; 0 for one that is not finished."""
+        return float(self._stages.get(stage, {}).get("seconds", 0.0))
+
+    def note(self, name: str, value: Any) -> None:
+        """Remembers a fact about the run."""
+        self._stages[name] = value
+        with atomic_file(self._record) as temporary:
+            temporary.write_text(json.dumps(self._stages, indent=2) + "\n", "utf-8")
+
+    def noted(self, name: str) -> Any:
+        """What `note` remembered, or None."""
+        return self._stages.get(name)
+
+    def claim(self, corpus: Corpus) -> None:
+        """Makes this the directory of `corpus`, and keeps a copy of its documents.
+
+        Raises:
+          UserError: the directory holds the index of another corpus.
+        """
+        held = self._stages.get("corpus")
+        if held and held["key"] != corpus.fingerprint:
+            raise UserError(
+                f"{self.path}: holds the index of another corpus ({held['name']}, "
+                f"{held['documents']} documents); give another model directory"
+            )
+        if not held or not self.corpus.exists():
+            with atomic_file(self.corpus) as temporary:
+                write_corpus(corpus, temporary)
+            self.note(
+                "corpus",
+                {"key": corpus.fingerprint, "name": corpus.name, "documents": len(corpus)},
+            )
+
+    def read_corpus(self) -> Corpus:
+        """The indexed documents."""
+        if "corpus" not in self._stages:
+            raise UserError(
+                f"{self.path}: holds no index; train one there first (gr-jax quickstart "
+                f"--model_dir={self.path})"
+            )
+        return read_corpus(self.corpus)
+
+    def stage(
+        self, name: str, settings: Mapping[str, Any], output: Path, build: Callable[[], None]
+    ) -> str:
+        """Runs `build`, unless it was done with the same settings and its output is still there.
+
+        Args:
+          name: of the stage.
+          settings: all that its output depends on: JSON.
+          output: what it writes.
+          build: writes it.
+
+        Returns:
+          The stage's key, for the settings of the stages that build on it.
+
+        Raises:
+          UserError: a model was trained here with other settings.
+        """
+        text = json.dumps(settings, sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        done = self._stages.get(name)
+        if done and done["key"] == key and output.exists():
+            return key
+        if done and done["key"] != key and self.trained:
+            raise UserError(
+                f"{self.path}: holds a model trained with other settings of its {name} stage; "
+                "give another model directory, or delete this one"
+            )
+        start = time.perf_counter()
+        build()
+        self.note(name, {"key": key, "seconds": round(time.perf_counter() - start, 3)})
+        return key

@@ -1,0 +1,37 @@
+"""Trains and evaluates: `python -m gr_jax.train --gin_file=FILE` (t5x's flags)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gr_jax import gin_config, pipeline
+from gr_jax.console import Reporter
+from gr_jax.training import Interrupted
+
+INTERRUPTED = 130  # the shell's status for a program ended by SIGINT; launchers restart on it
+
+
+def main() -> int:
+    """Prepares, trains and evaluates what gin configures."""
+    reporter = Reporter()
+    try:
+        report = gin_config.call(
+            pipeline.run,
+            log=reporter.log,
+            progress=reporter.progress,
+            started=lambda directory: gin_config.save(Path(directory) / "config.gin"),
+        )
+    except Interrupted as stop:
+        reporter.close()
+        reporter.log(f"{stop}; the same command goes on from there")
+        return INTERRUPTED
+    finally:
+        reporter.close()
+    from gr_jax.evaluation import print_report
+
+    print_report(report)
+    return 0
+
+
+if __name__ == "__main__":
+    gin_config.run_main(main)

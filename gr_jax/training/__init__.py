@@ -1,0 +1,36 @@
+"""Training: one jitted step on a mesh, checkpoints, metrics and the loop around them."""
+
+from gr_jax.training._checkpoints import Checkpoints, RunIdentity, load_eval_parameters
+from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
+from gr_jax.training._metrics import MetricsWriter, read_metrics
+from gr_jax.training._optimizer import Schedule, make_optimizer
+from gr_jax.training._partitioning import (
+    STANDARD_RULES,
+    Partitioner,
+    make_mesh,
+    write_model_info,
+)
+from gr_jax.training._step import StepMetrics, TrainState, init_state, train_step
+
+__all__ = [
+    "STANDARD_RULES",
+    "Checkpoints",
+    "Interrupted",
+    "MetricsWriter",
+    "Partitioner",
+    "Progress",
+    "RunIdentity",
+    "Schedule",
+    "StepMetrics",
+    "TrainConfig",
+    "TrainState",
+    "init_state",
+    "load_eval_parameters",
+    "make_mesh",
+    "make_optimizer",
+    "measure_steps",
+    "read_metrics",
+    "train",
+    "train_step",
+    "write_model_info",
+]

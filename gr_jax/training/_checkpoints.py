@@ -1,0 +1,178 @@
+"""Orbax checkpoints in t5x's layout: MODEL_DIR/checkpoint_<step>/."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from gr_jax.errors import UserError
+from gr_jax.files import disk_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class RunIdentity:
+    """What a checkpoint belongs to; a run only continues its own.
+
+    Attributes:
+      docid_fingerprint: of the `DocidMap` trained on.
+      model: the `T5Config`, as JSON.
+      seed: of initialisation, order and dropout.
+      total_steps: the schedule's length.
+    """
+
+    docid_fingerprint: str
+    model: str
+    seed: int
+    total_steps: int
+
+
+class Checkpoints:
+    """Saves in the background, atomically, and restores the newest."""
+
+    def __init__(self, model_dir: Path, *, keep: int = 2):
+        """Opens `model_dir`, made if needed."""
+        self._directory = Path(model_dir).absolute()
+        with disk_errors(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                step_prefix="checkpoint",
+                max_to_keep=keep,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+            item_names=("state", "identity"),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, identity: RunIdentity) -> None:
+        """Starts to save; returns as soon as the arrays are copied."""
+        with disk_errors(self._directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    identity=ocp.args.JsonSave(dataclasses.asdict(identity)),
+                ),
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Blocks until what was started is on disk."""
+        with disk_errors(self._directory):
+            self._manager.wait_until_finished()
+
+    def identity(self, step: int) -> RunIdentity:
+        """Whose checkpoint it is.
+
+        Raises:
+          UserError: the record is missing or damaged.
+        """
+        path = self._directory / f"checkpoint_{step}"
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
+            )
+            return RunIdentity(**saved["identity"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: not a checkpoint of gr-jax, or damaged ({error})") from error
+
+    def restore(self, step: int, abstract_state: Any, identity: RunIdentity) -> Any:
+        """The state saved at `step`, in the shardings of `abstract_state`.
+
+        Raises:
+          UserError: another run's checkpoint, or a damaged one.
+        """
+        path = self._directory / f"checkpoint_{step}"
+        saved = self.identity(step)
+        for field in dataclasses.fields(RunIdentity):
+            ours, theirs = getattr(identity, field.name), getattr(saved, field.name)
+            if ours != theirs:
+                raise UserError(
+                    f"{path}: made with {field.name}={theirs}, this run has {ours}; "
+                    "use another model directory"
+                )
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            )
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: the checkpoint is damaged ({error})") from error
+        return restored["state"]
+
+    def restore_eval_parameters(self, step: int) -> Any:
+        """`TrainState.eval_params` of a checkpoint, on the default device.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        path = self._directory / f"checkpoint_{step}"
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                tree = checkpointer.metadata(path / "state").item_metadata.tree
+                name = "params" if tree["ema"] is None else "ema"
+                wanted = jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                    {name: tree[name]},
+                )
+                restored = checkpointer.restore(
+                    path / "state",
+                    args=ocp.args.PyTreeRestore(
+                        wanted,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                        partial_restore=True,
+                    ),
+                )
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: the checkpoint is damaged ({error})") from error
+        return restored[name]
+
+    def close(self) -> None:
+        """Waits for pending saves and releases the directory."""
+        self.wait()
+        self._manager.close()
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def load_eval_parameters(model_dir: Path, docid_fingerprint: str) -> tuple[Any, int]:
+    """The parameters to decode with, from the newest checkpoint of `model_dir`.
+
+    Args:
+      model_dir: the model directory.
+      docid_fingerprint: of the `DocidMap` that will be decoded.
+
+    Returns:
+      The parameter tree, on the default device, and its step.
+
+    Raises:
+      UserError: no checkpoint, a damaged one, or one trained on other docids.
+    """
+    checkpoints = Checkpoints(model_dir)
+    try:
+        step = checkpoints.latest_step
+        if step is None:
+            raise UserError(f"{model_dir}: no checkpoint yet; train first")
+        path = Path(model_dir) / f"checkpoint_{step}"
+        identity = checkpoints.identity(step)
+        if identity.docid_fingerprint != docid_fingerprint:
+            raise UserError(
+                f"{path}: trained on docids {identity.docid_fingerprint[:12]}, the directory has "
+                f"{docid_fingerprint[:12]}; restore the docid map that belongs to it"
+            )
+        return checkpoints.restore_eval_parameters(step), step
+    finally:
+        checkpoints.close()

@@ -1,0 +1,267 @@
+"""The training loop: batches in, checkpoints and metrics out, resumable at any step."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from gr_jax.data import Batches
+from gr_jax.models import T5Config
+from gr_jax.training._checkpoints import Checkpoints, RunIdentity, abstract
+from gr_jax.training._metrics import MetricsWriter
+from gr_jax.training._optimizer import Schedule, make_optimizer
+from gr_jax.training._partitioning import Partitioner, write_model_info
+from gr_jax.training._step import TrainState, init_state, train_step
+
+
+class Interrupted(Exception):
+    """The user or the scheduler asked to stop; a checkpoint of the last step is on disk."""
+
+
+class Progress(Protocol):
+    """Told about training as it goes, for a progress bar."""
+
+    def __call__(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
+        """Called every `log_period` steps and at the last one."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+      steps: length of the run; None derives it from `minutes`.
+      minutes: training time to aim for when `steps` is None: a few steps are timed first.
+      schedule: of the learning rate.
+      optimizer: `adamw` or `adafactor`.
+      b2: AdamW's decay of the second moment.
+      weight_decay: AdamW's.
+      clip_norm: global gradient norm to clip to.
+      label_smoothing: mass spread over the target vocabulary.
+      z_loss: weight of log(Z)^2.
+      ema_decay: of the parameter average that is decoded with; 0 for none.
+      save_period: steps between checkpoints.
+      keep: checkpoints kept.
+      log_period: steps between metrics.
+      model_parallel: size of the mesh's model axis.
+      seed: of initialisation, example order and dropout.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    optimizer: str = "adamw"
+    b2: float = 0.99
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    ema_decay: float = 0.0
+    save_period: int = 500
+    keep: int = 2
+    log_period: int = 20
+    model_parallel: int = 1
+    seed: int = 0
+
+
+def train(
+    config: TrainConfig,
+    model: T5Config,
+    batches: Batches,
+    partitioner: Partitioner,
+    model_dir: Path,
+    *,
+    total_steps: int,
+    docid_fingerprint: str,
+    progress: Progress | None = None,
+) -> TrainState:
+    """Trains to `total_steps`, from the newest checkpoint in `model_dir` if there is one.
+
+    The result does not depend on where or how often the run was interrupted.
+
+    Returns:
+      The final state, also saved as `checkpoint_<total_steps>`.
+
+    Raises:
+      Interrupted: SIGINT or SIGTERM; the state is saved.
+      UserError: the directory holds another run's checkpoints, the disk is full, or the loss is
+        not a number.
+    """
+    optimizer = optimizer_of(config)
+    identity = RunIdentity(docid_fingerprint, model.to_json(), config.seed, total_steps)
+    checkpoints = Checkpoints(model_dir, keep=config.keep)
+    try:
+        state = init_state(
+            model, optimizer, partitioner, seed=config.seed, ema=config.ema_decay > 0
+        )
+        write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
+        if (latest := checkpoints.latest_step) is not None:
+            state = checkpoints.restore(latest, abstract(state), identity)
+        first = int(state.step)
+        metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
+        run_step = step_function(config, model, optimizer, partitioner)
+        reporter = _Reporter(config, metrics, total_steps, first, progress)
+        try:
+            with _stop_signals() as stopped:
+                for step, batch in _prefetched(batches, first, total_steps):
+                    rate = config.schedule(step, total_steps)
+                    state, step_metrics = run_step(state, batch.arrays, rate)
+                    done = step + 1
+                    reporter(done, batch, step_metrics, rate)
+                    if done % config.save_period == 0 or done == total_steps or stopped.is_set():
+                        reporter.check(done)
+                        checkpoints.save(done, state, identity)
+                    if stopped.is_set() and done < total_steps:
+                        checkpoints.wait()
+                        raise Interrupted(f"stopped at step {done} of {total_steps}")
+        finally:
+            metrics.close()
+    finally:
+        checkpoints.close()
+    return state
+
+
+def optimizer_of(config: TrainConfig):
+    """The optimizer that `config` asks for."""
+    return make_optimizer(
+        config.optimizer,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+
+
+def step_function(
+    config: TrainConfig, model: T5Config, optimizer: Any, partitioner: Partitioner
+) -> Callable[[TrainState, dict[str, np.ndarray], float], tuple[TrainState, Any]]:
+    """`train_step` with all but state, batch and learning rate filled in."""
+    dropout_key = jax.device_put(jax.random.key(config.seed + 1), partitioner.replicated)
+
+    def run(state: TrainState, arrays: dict[str, np.ndarray], rate: float):
+        with jax.set_mesh(partitioner.mesh):
+            return train_step(
+                state,
+                partitioner.put_batch(arrays),
+                np.float32(rate),
+                dropout_key,
+                config=model,
+                optimizer=optimizer,
+                rules=partitioner.rules,
+                label_smoothing=config.label_smoothing,
+                z_loss=config.z_loss,
+                ema_decay=config.ema_decay,
+            )
+
+    return run
+
+
+def measure_steps(
+    config: TrainConfig,
+    model: T5Config,
+    batches: Batches,
+    partitioner: Partitioner,
+    *,
+    timed: int = 12,
+) -> float:
+    """Seconds per step: the median of `timed` steps of a throw-away state, after compiling."""
+    optimizer = optimizer_of(config)
+    state = init_state(model, optimizer, partitioner, seed=0, ema=config.ema_decay > 0)
+    run_step = step_function(config, model, optimizer, partitioner)
+    seconds = []
+    for step in range(timed + 4):
+        start = time.perf_counter()
+        state, _ = run_step(state, batches(step).arrays, 1e-6)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[4:]))
+
+
+def _prefetched(batches: Batches, first: int, total: int, ahead: int = 2) -> Iterator[Any]:
+    """Batches `first` to `total`, made in another thread a little ahead of the device."""
+    with concurrent.futures.ThreadPoolExecutor(1, "batches") as pool:
+        pending = [pool.submit(batches, s) for s in range(first, min(first + ahead, total))]
+        try:
+            for step in range(first, total):
+                if step + ahead < total:
+                    pending.append(pool.submit(batches, step + ahead))
+                yield step, pending.pop(0).result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+class _Reporter:
+    """Collects a period's metrics on the device and writes their means."""
+
+    def __init__(self, config, metrics, total_steps, first, progress):
+        self._period = config.log_period
+        self._metrics: MetricsWriter = metrics
+        self._total = total_steps
+        self._progress = progress
+        self._pending: list[tuple[Any, Any]] = []
+        self._since = time.perf_counter()
+        self._rate = 0.0
+
+    def __call__(self, done: int, batch: Any, step_metrics: Any, rate: float) -> None:
+        self._pending.append((batch, step_metrics))
+        self._rate = rate
+        if done % self._period == 0 or done == self._total:
+            self._flush(done)
+
+    def check(self, done: int) -> None:
+        """Refuses to go on to a save when the loss of the last step is not a number."""
+        if self._pending and not np.isfinite(self._pending[-1][1].loss):
+            self._flush(done)
+
+    def _flush(self, done: int) -> None:
+        values = jax.device_get([m for _, m in self._pending])
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        real = sum(b.tokens for b, _ in self._pending)
+        room = sum(b.arrays["encoder_input_tokens"].size for b, _ in self._pending)
+        scalars = {
+            name: float(np.mean([getattr(v, name) for v in values]))
+            for name in ("loss", "z_loss", "accuracy", "gradient_norm")
+        }
+        scalars |= {
+            "learning_rate": self._rate,
+            "examples_per_second": sum(b.examples for b, _ in self._pending) / seconds,
+            "tokens_per_second": real / seconds,
+            "padding_fraction": 1.0 - real / room,
+            "steps_per_second": len(values) / seconds,
+        }
+        self._metrics.write(done, scalars)
+        self._pending, self._since = [], now
+        if self._progress:
+            self._progress(done, self._total, scalars)
+
+
+class _stop_signals:
+    """While entered, SIGINT and SIGTERM set an event instead of killing; a second one kills."""
+
+    def __enter__(self) -> threading.Event:
+        self._event = threading.Event()
+        self._old = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self._event
+
+    def _handle(self, number, frame):
+        if self._event.is_set():
+            raise KeyboardInterrupt
+        self._event.set()
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,164 @@
+"""The training step: a pure function of state, batch, learning rate and seed."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from gr_jax.models import T5Config, cross_entropy_loss, decode_train, init_parameters
+from gr_jax.training._partitioning import Partitioner
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step; the next step's examples follow from `step`.
+
+    Attributes:
+      step: int32, number of steps done.
+      params: float32 parameters.
+      opt_state: the optimizer's.
+      ema: exponential moving average of `params`, or None.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    ema: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """What to decode with: the average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+class StepMetrics(NamedTuple):
+    """Means over the batch's target tokens, as device scalars."""
+
+    loss: Float[Array, ""]
+    z_loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def init_state(
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    *,
+    seed: int,
+    ema: bool = False,
+) -> TrainState:
+    """A fresh state, created in its shardings: no device ever holds more than its share."""
+    param_shardings = partitioner.parameters(config)
+
+    def init() -> TrainState:
+        params = init_parameters(config, jax.random.key(seed))
+        params = jax.lax.with_sharding_constraint(params, param_shardings)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if ema else None,
+        )
+
+    return jax.jit(init, out_shardings=state_shardings(config, optimizer, partitioner, ema))()
+
+
+def state_shardings(
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    ema: bool,
+) -> TrainState:
+    """The sharding of every leaf of the state: moments go with their parameters."""
+    params = jax.eval_shape(lambda: init_parameters(config, jax.random.key(0)))
+    shardings = partitioner.parameters(config)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    return TrainState(
+        step=partitioner.replicated,  # pyright: ignore[reportArgumentType]
+        params=shardings,
+        opt_state=optax.tree.map_params(
+            optimizer,
+            lambda leaf, sharding, param: (
+                sharding if leaf.shape == param.shape else partitioner.replicated
+            ),
+            opt_state,
+            shardings,
+            params,
+            transform_non_params=lambda _: partitioner.replicated,
+        ),
+        ema=shardings if ema else None,
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "optimizer", "rules", "label_smoothing", "z_loss", "ema_decay"),
+    donate_argnames=("state",),
+)
+def train_step(
+    state: TrainState,
+    batch: dict[str, Int[Array, "rows _"]],
+    learning_rate: Float[Array, ""],
+    dropout_key: Array,
+    *,
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    rules: tuple[tuple[str, str | None], ...],
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, StepMetrics]:
+    """One step of gradient descent.
+
+    Args:
+      state: donated: its buffers are reused.
+      batch: see `gr_jax.data.PackedBatch.arrays`.
+      learning_rate: of this step.
+      dropout_key: of the run; the step is folded in.
+      config: the model.
+      optimizer: from `make_optimizer`.
+      rules: logical axis rules of the partitioner.
+      label_smoothing: mass spread over the target vocabulary.
+      z_loss: weight of log(Z)^2.
+      ema_decay: of the parameter average, if the state has one.
+
+    Returns:
+      The next state and this step's metrics.
+    """
+    key = jax.random.fold_in(dropout_key, state.step)
+
+    def loss_fn(params):
+        with nn.logical_axis_rules(list(rules)):
+            logits = decode_train(config, params, batch, key if config.dropout_rate else None)
+        sums = cross_entropy_loss(
+            logits,
+            batch["decoder_target_tokens"],
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+        weight = jnp.maximum(sums.weight, 1.0)
+        return sums.loss / weight, (sums.z_loss / weight, sums.correct / weight)
+
+    (loss, (z, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    opt_state = _with_learning_rate(state.opt_state, learning_rate)
+    updates, opt_state = optimizer.update(grads, opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        # a short memory at first, so that the average forgets the initialisation
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+    metrics = StepMetrics(loss, z, accuracy, optax.global_norm(grads))
+    return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+def _with_learning_rate(opt_state: Any, learning_rate: Array) -> Any:
+    clip_state, injected = opt_state  # the two links of make_optimizer's chain
+    hyperparams = {**injected.hyperparams, "learning_rate": learning_rate}
+    return (clip_state, injected._replace(hyperparams=hyperparams))

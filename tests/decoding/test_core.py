@@ -1,0 +1,184 @@
+"""The search itself against a plain one, with a model that is a hash: thousands of cases."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_jax.decoding import Trie
+from gr_jax.decoding._core import SCORES, search_trie
+from tests.decoding.reference_search import (
+    CODES,
+    FULL,
+    LEVELS,
+    MOST,
+    HashModel,
+    docid_lists,
+    hash_logits_of,
+    make_map,
+    reference_search,
+    trie_shape,
+)
+
+settings.register_profile("decoding", deadline=None, derandomize=True)
+settings.load_profile("decoding")
+
+K = 7
+BEAMS = (2, 40)
+
+
+@functools.partial(jax.jit, static_argnames=("beam", "k", "score"))
+def hash_search(trie, seeds, scale, *, beam, k, score):
+    model = HashModel(seeds, scale)
+    return search_trie(trie, model, len(seeds), beam=beam, k=k, score=score)
+
+
+def search(docids, seed, scale, *, beam, score, k=K):
+    """Rows, scores, certificate of one query; the trie is padded to the shape of all cases."""
+    docid_map = make_map(docids)
+    eos = docid_map.vocabulary.eos
+    trie = Trie.from_docid_map(docid_map).pad(trie_shape(eos))
+    seeds = np.array([seed], np.uint32)
+    rows, scores, exact = hash_search(trie, seeds, np.float32(scale), beam=beam, k=k, score=score)
+    return np.asarray(rows)[0], np.asarray(scores)[0], bool(exact[0]), eos
+
+
+def check_valid(rows, scores, docids, k, *, complete):
+    found = rows[rows >= 0].tolist()
+    assert len(set(found)) == len(found), "a duplicate"
+    assert all(r < len(docids) for r in found)
+    assert (rows[len(found) :] == -1).all() and (scores[len(found) :] == -np.inf).all()
+    assert np.isfinite(scores[: len(found)]).all() and (scores[: len(found)] <= 0).all()
+    assert (np.diff(scores[: len(found)]) <= 0).all()
+    if complete:
+        assert len(found) == min(k, len(docids))
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("prefix_free", [True, False])
+@settings(max_examples=100)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1.0, 8.0, 40.0]))
+def test_equals_a_search_over_a_dict(score, prefix_free, data, seed, scale):
+    docids = data.draw(docid_lists(prefix_free))
+    logits_of = hash_logits_of(seed, scale)
+    for beam in BEAMS:
+        rows, scores, exact, eos = search(docids, seed, scale, beam=beam, score=score)
+        expected, pruned = reference_search(docids, logits_of, beam=beam, k=K, score=score, eos=eos)
+        assert rows[rows >= 0].tolist() == [row for _, row in expected]
+        np.testing.assert_allclose(
+            scores[rows >= 0], [s for s, _ in expected], rtol=2e-6, atol=2e-5
+        )
+        check_valid(rows, scores, docids, K, complete=beam >= K)
+        if not pruned:
+            assert exact, "nothing was pruned"
+        if exact:
+            best, _ = reference_search(docids, logits_of, beam=FULL, k=K, score=score, eos=eos)
+            assert rows[rows >= 0].tolist() == [row for _, row in best], "a false certificate"
+        if beam >= len(docids):
+            assert exact
+
+
+@pytest.mark.parametrize("score", ["full", "level"])
+@settings(max_examples=60)
+@given(docids=docid_lists())
+def test_equal_logits_give_the_order_of_docids(score, docids):
+    for beam in BEAMS:
+        rows, scores, _, eos = search(docids, 0, 0.0, beam=beam, score=score)
+        expected, _ = reference_search(
+            docids, hash_logits_of(0, 0.0), beam=beam, k=K, score=score, eos=eos
+        )
+        assert rows[rows >= 0].tolist() == [row for _, row in expected]
+        check_valid(rows, scores, docids, K, complete=beam >= K)
+
+
+@settings(max_examples=60)
+@given(
+    docids=st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=20, unique=True),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_beam_of_one_is_greedy(docids, seed):
+    rows, _, _, _ = search(docids, seed, 4.0, beam=1, score="full")
+    logits_of, prefix = hash_logits_of(seed, 4.0), ()
+    while prefix not in docids:
+        codes = {d[len(prefix)] for d in docids if d[: len(prefix)] == prefix}
+        first, logits = 2 + CODES * len(prefix), logits_of(prefix)
+        prefix += (max(codes, key=lambda c: logits[first + c]),)
+    assert docids[rows[0]] == prefix
+
+
+def test_certificate_is_often_given_and_never_for_a_tie():
+    rng = np.random.default_rng(0)
+    docids = [tuple(d) for d in np.unique(rng.integers(0, 3, (MOST, 4)), axis=0).tolist()]
+    certified = [search(docids, s, 20.0, beam=2, score="children")[2] for s in range(100)]
+    assert not any(certified), "a beam of 2 cannot rank 7 documents of one length"
+    certified = [search(docids, s, 6.0, beam=2, score="children", k=1)[2] for s in range(100)]
+    assert 30 < sum(certified) < 100
+    full = [(a, b) for a in range(4) for b in range(4)]
+    assert not search(full, 0, 0.0, beam=2, score="children")[2]
+
+
+def test_ties_of_a_complete_tree_under_children():
+    docids = [(a, b) for a in range(4) for b in range(4)]
+    order = np.random.default_rng(0).permutation(len(docids))
+    shuffled = [docids[i] for i in order]
+    rows, scores, _, _ = search(shuffled, 0, 0.0, beam=40, score="children")
+    assert [shuffled[r] for r in rows] == docids[:K]
+    np.testing.assert_allclose(scores, np.log(1 / 16), rtol=1e-6)
+
+
+def test_documents_of_one_docid_come_in_corpus_order_and_are_cut_at_k():
+    docids = [(0,), (1, 1), (1, 1), (0,), (1, 1), (2,)]
+    for k in (2, K):
+        rows, scores, exact, _ = search(docids, 5, 8.0, beam=40, score="full", k=k)
+        expected, _ = reference_search(
+            docids, hash_logits_of(5, 8.0), beam=FULL, k=k, score="full", eos=False
+        )
+        assert rows[rows >= 0].tolist() == [r for _, r in expected] and exact
+        assert len(rows) == k and len(scores) == k
+
+
+def test_extreme_logits_stay_finite():
+    docids = [(0,), (0, 1), (1, 2), (1, 3), (2,), (2, 2, 2)]
+    for score in SCORES:
+        rows, scores, _, _ = search(docids, 3, 1e4, beam=2, score=score)
+        check_valid(rows, scores, docids, K, complete=False)
+        assert len(rows[rows >= 0]) >= 2
+
+
+def test_exact_shapes_give_what_padded_shapes_give():
+    """Also the slice at a dense root, tries without collisions, and tails without a choice."""
+    rng = np.random.default_rng(1)
+    cases = [
+        ("full", [(a,) for a in range(CODES)]),  # atomic: one slice
+        ("level", [(1, a, b) for a in range(3) for b in range(2)]),  # a root that is not dense
+        ("children", [(a, b, 2, 3) for a in range(3) for b in range(4)]),  # a tail without choice
+        ("children", [(a, b, 2, *[3] * (a % 2)) for a in range(3) for b in range(4)]),
+        ("level", [(0,), (0, 1), (0, 1, 2)]),
+        ("full", [(4,) * LEVELS]),
+    ]
+    seeds = np.array(rng.integers(0, 2**32, 1), np.uint32)
+    scale = np.float32(8)
+    for score, docids in cases:
+        docid_map = make_map(docids)
+        trie = Trie.from_docid_map(docid_map)
+        padded = trie.pad(trie_shape(docid_map.vocabulary.eos))
+        one = hash_search(trie, seeds, scale, beam=2, k=K, score=score)
+        other = hash_search(padded, seeds, scale, beam=2, k=K, score=score)
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_allclose(one[1], other[1], atol=1e-5)
+
+
+def test_the_trie_is_an_argument():
+    """Another corpus of the same shape uses the same program, and gives its own answers."""
+    shape = trie_shape(False)
+    tries = [Trie.from_docid_map(make_map(d)).pad(shape) for d in ([(0, 1)], [(1, 1), (2, 2)])]
+    jax.clear_caches()
+    for trie, expected in zip(tries, ([0], [0, 1]), strict=True):
+        seeds = jnp.zeros(1, jnp.uint32)
+        rows, _, _ = hash_search(trie, seeds, np.float32(1), beam=2, k=2, score="full")
+        assert sorted(r for r in rows[0].tolist() if r >= 0) == expected
+    assert hash_search._cache_size() == 1

@@ -1,0 +1,198 @@
+"""Beam search with a T5 against the oracle, and the oracle against teacher forcing."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_jax.decoding import BeamSearch, Trie, score_all
+from gr_jax.decoding import _beam as beam_module
+from gr_jax.decoding import _exact as exact_module
+from gr_jax.decoding._core import SCORES
+from gr_jax.docids import docid_map_from_tokens
+from gr_jax.models import T5Config, decode_train, init_parameters
+from tests.decoding.reference_search import (
+    MOST,
+    VOCAB,
+    docid_lists,
+    make_map,
+    reference_search,
+    trie_shape,
+)
+
+settings.register_profile("decoding", deadline=None, derandomize=True)
+settings.load_profile("decoding")
+
+CONFIG = T5Config(
+    vocab_size=40,
+    target_vocab_size=VOCAB,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=16,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+QUERIES, K = 2, 6
+# docids of several lengths, prefixes of others among them, and a collision
+MIXED = [(0,), (0, 1), (0, 1, 2), (3, 3), (3, 4), (3, 4), (5, 0, 0, 0, 0), (5, 0, 0, 0, 1), (2,)]
+
+
+@functools.cache
+def params():
+    return init_parameters(CONFIG, jax.random.key(0))
+
+
+def sources(seed=0, n=QUERIES):
+    rng = np.random.default_rng(seed)
+    source = rng.integers(1, CONFIG.vocab_size, (n, 9))
+    source[np.arange(9) >= rng.integers(3, 10, n)[:, None]] = 0
+    return source
+
+
+def padded_search(docid_map, **settings):
+    trie = Trie.from_docid_map(docid_map).pad(trie_shape(docid_map.vocabulary.eos))
+    return BeamSearch(CONFIG, trie, **settings)
+
+
+_forward = jax.jit(decode_train, static_argnums=0)
+
+
+def teacher_forced(docid_map, source):
+    """Logits of the training forward pass [queries, documents, steps, vocab]."""
+    tokens = np.zeros((MOST, 6), np.int32)
+    tokens[: len(docid_map), : docid_map.tokens.shape[1]] = docid_map.tokens
+    n = len(source)
+    encoder = np.repeat(np.pad(source, ((0, 0), (0, 7))), MOST, axis=0)
+    decoder = np.tile(np.pad(tokens, ((0, 0), (1, 0)))[:, :-1], (n, 1))
+    batch = {
+        "encoder_input_tokens": encoder,
+        "encoder_segment_ids": (encoder > 0).astype(np.int32),
+        "decoder_input_tokens": decoder,
+        "decoder_segment_ids": np.ones_like(decoder),
+    }
+    logits = np.asarray(_forward(CONFIG, params(), batch), np.float64)
+    return logits.reshape(n, MOST, 6, VOCAB)[:, : len(docid_map)]
+
+
+def plain_ranking(docid_map, docids, source, score, *, beam=10**6, k=MOST):
+    """`reference_search` on the training forward pass, per query."""
+    rankings = []
+    for logits in teacher_forced(docid_map, source):
+        at = {d[:i]: logits[r, i] for r, d in enumerate(docids) for i in range(len(d) + 1)}
+        ranked, _ = reference_search(
+            docids, at.__getitem__, beam=beam, k=k, score=score, eos=docid_map.vocabulary.eos
+        )
+        rankings.append(ranked)
+    return rankings
+
+
+@pytest.mark.parametrize("score", SCORES)
+@settings(max_examples=12)
+@given(docids=docid_lists(), seed=st.integers(0, 99))
+def test_oracle_and_search_equal_teacher_forcing(score, docids, seed):
+    docid_map, source = make_map(docids), sources(seed)
+    oracle = score_all(CONFIG, params(), docid_map, source, score)
+    everything = padded_search(docid_map, beam=MOST, k=MOST, score=score).search(params(), source)
+    assert everything.exact.all()
+    for q, expected in enumerate(plain_ranking(docid_map, docids, source, score)):
+        brute = np.empty(len(docids))
+        brute[[r for _, r in expected]] = [s for s, _ in expected]
+        np.testing.assert_allclose(oracle[q], brute, rtol=1e-5, atol=1e-5)
+        rows = everything.rows[q, : len(docids)]
+        assert sorted(rows) == list(range(len(docids)))
+        assert (everything.rows[q, len(docids) :] == -1).all()
+        np.testing.assert_allclose(
+            everything.scores[q, : len(docids)], oracle[q, rows], rtol=1e-5, atol=1e-5
+        )
+        # the order is the oracle's wherever rounding cannot turn it
+        assert (np.diff(oracle[q, rows]) <= 1e-5).all()
+
+
+@settings(max_examples=12)
+@given(docids=docid_lists(), seed=st.integers(0, 99))
+def test_a_small_beam_equals_a_plain_one(docids, seed):
+    score = "children"
+    docid_map, source = make_map(docids), sources(seed)
+    result = padded_search(docid_map, beam=3, k=K, score=score).search(params(), source)
+    oracle = np.sort(score_all(CONFIG, params(), docid_map, source, score), axis=1)[:, ::-1]
+    plain = plain_ranking(docid_map, docids, source, score, beam=3, k=K)
+    for q, expected in enumerate(plain):
+        found = result.rows[q] >= 0
+        assert result.rows[q][found].tolist() == [r for _, r in expected]
+        np.testing.assert_allclose(
+            result.scores[q][found], [s for s, _ in expected], rtol=1e-5, atol=1e-5
+        )
+        if result.exact[q]:
+            best = oracle[q, : found.sum()]
+            assert found.sum() == min(K, len(docids))
+            np.testing.assert_allclose(result.scores[q][found], best, rtol=1e-5, atol=1e-5)
+
+
+def test_a_query_is_answered_alike_in_any_company():
+    search = padded_search(make_map(MIXED), beam=3, k=K)
+    source = sources(n=3)
+    together = search.search(params(), source)  # a batch of 4
+    search.batch_size = 2  # two batches
+    apart = search.search(params(), source[::-1])
+    np.testing.assert_array_equal(together.rows, apart.rows[::-1])
+    np.testing.assert_allclose(together.scores, apart.scores[::-1], rtol=1e-5)
+    np.testing.assert_array_equal(together.exact, apart.exact[::-1])
+
+
+def test_padding_of_the_source_changes_nothing():
+    search = padded_search(make_map(MIXED), beam=3, k=K)
+    source = sources()
+    short = search.search(params(), source)
+    wide = np.pad(source, ((0, 0), (0, 40)))
+    for x, y in zip(short, search.search(params(), wide), strict=True):
+        np.testing.assert_array_equal(x, y)  # the padding is cut off
+    rows, scores, _ = search.run(params(), jax.numpy.asarray(wide[:, :32], jax.numpy.int32))
+    np.testing.assert_array_equal(short.rows, rows)
+    np.testing.assert_allclose(short.scores, scores, rtol=1e-5)
+    none = search.search(params(), source[:0])
+    assert none.rows.shape == none.scores.shape == (0, K) and none.exact.shape == (0,)
+
+
+def test_no_transfer_and_no_second_compilation():
+    search = padded_search(make_map(MIXED), beam=3, k=K)
+    search.search(params(), sources())
+    compiled = beam_module._program._cache_size()
+    on_device = jax.device_put(np.pad(sources(1), ((0, 0), (0, 7))).astype(np.int32))
+    with jax.transfer_guard("disallow"):
+        rows, _, _ = search.run(params(), on_device)
+    assert rows.shape == (QUERIES, K)
+    search.search(params(), sources(2)[:, :5])
+    padded_search(make_map([*MIXED, (1, 1)]), beam=3, k=K).search(params(), sources(3))
+    assert beam_module._program._cache_size() == compiled
+
+
+def test_oracle_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    docids = [tuple(rng.integers(0, 6, rng.integers(1, 5)).tolist()) for _ in range(60)]
+    docid_map, source = make_map(docids), sources()
+    whole = score_all(CONFIG, params(), docid_map, source, "children")
+    monkeypatch.setattr(exact_module, "_MEMORY", 0)
+    blocks = score_all(CONFIG, params(), docid_map, source, "children")
+    np.testing.assert_allclose(whole, blocks, rtol=1e-5, atol=1e-5)
+    distinct = sorted({d: r for r, d in enumerate(docids)}.values())
+    np.testing.assert_allclose(np.exp(whole[:, distinct]).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_atomic_docids_and_the_users_mistakes():
+    docid_map = docid_map_from_tokens([f"d{i}" for i in range(VOCAB - 2)], [[i] for i in range(30)])
+    oracle = score_all(CONFIG, params(), docid_map, sources())
+    result = BeamSearch(CONFIG, docid_map, beam=1, k=40).search(params(), sources())
+    np.testing.assert_array_equal(result.rows[:, :30], np.argsort(-oracle, axis=1, kind="stable"))
+    assert (result.rows[:, 30:] == -1).all() and result.exact.all()
+    with pytest.raises(ValueError, match="target tokens"):
+        BeamSearch(CONFIG, docid_map_from_tokens(["a"], [[40]]))
+    with pytest.raises(ValueError, match="at least 1"):
+        BeamSearch(CONFIG, docid_map, beam=0)
+    with pytest.raises(ValueError, match="unknown score"):
+        BeamSearch(CONFIG, docid_map, score="best")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="unknown score"):
+        score_all(CONFIG, params(), docid_map, sources(), "best")  # pyright: ignore[reportArgumentType]
