@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from gr_jax import __version__
+from gr_jax.console import quiet_libraries
 from gr_jax.errors import UserError
 
 _DEFAULT_MODEL_DIR = "model"
@@ -138,6 +139,7 @@ def _eval(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     args = _parser().parse_args(argv)
+    quiet_libraries()
     try:
         verbs = {"quickstart": _quickstart, "search": _search, "eval": _eval}
         return verbs[args.verb](args)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
 
@@ -13,6 +15,15 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+
+def quiet_libraries() -> None:
+    """Leaves only errors of what TensorFlow and Orbax have to say.
+
+    Call it before either is imported.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Reporter:

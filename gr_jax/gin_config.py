@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from gr_jax import RESOURCES
+from gr_jax.console import quiet_libraries
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
 
@@ -138,6 +139,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], int | None], argv: list[str]) -> None:
+    quiet_libraries()
     if len(argv) > 1:
         fail(UserError(f"unexpected argument {argv[1]!r}; flags look like --gin_file=FILE"))
     try:

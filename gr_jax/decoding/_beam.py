@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from gr_jax.decoding._core import SCORES, Score, beam_widths, decoded_steps, search_trie
 from gr_jax.decoding._trie import Trie
@@ -30,7 +30,7 @@ class SearchResult(NamedTuple):
 
     rows: Int[np.ndarray, "n k"]
     scores: Float[np.ndarray, "n k"]
-    exact: Bool[np.ndarray, n]
+    exact: np.ndarray
 
 
 class _CachedDecoder:
@@ -94,7 +94,7 @@ def _program(
     beam: int,
     k: int,
     score: Score,
-) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Bool[Array, b]]:
+) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
     widths = beam_widths(trie.shape, score, beam)
     widths = widths[: decoded_steps(trie.shape, score, widths)]
     decoder = _CachedDecoder(config, params, source, widths)
@@ -152,7 +152,7 @@ class BeamSearch:
 
     def run(
         self, params: Parameters, source: Int[Array, "b s"]
-    ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Bool[Array, b]]:
+    ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
         """One call of the compiled program, device to device; compiled once per [batch, source].
 
         Args:

@@ -108,7 +108,8 @@ def _step_scores(
     none may; `logits` is None where nothing is left to choose.
     """
     if logits is None:
-        return jnp.where(exists, 0.0, -jnp.inf), None  # pyright: ignore[reportArgumentType]
+        assert exists is not None
+        return jnp.where(exists, 0.0, -jnp.inf), None
     shape = trie.shape
     offsets = DocidVocabulary(shape.level_sizes, shape.eos).offsets
     after_last = step == len(shape.level_sizes)
@@ -141,7 +142,7 @@ def _step_scores(
 
     # a log-probability is never above 0, whatever the rounding: the certificate rests on it
     down = None
-    if picked is not None:
+    if picked is not None and exists is not None:
         down = jnp.where(exists, jnp.minimum(picked - norm[..., None], 0), -jnp.inf)
     end = None if ends is None else jnp.where(ends, jnp.minimum(eos - norm, 0), -jnp.inf)
     return down, end
@@ -199,7 +200,7 @@ def _documents(
 
 def search_trie(
     trie: Trie, decode: Decode, batch: int, *, beam: int, k: int, score: Score
-) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Bool[Array, b]]:
+) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
     """Ranks the documents of a trie for each query; to be traced by `jax.jit`.
 
     Args:
@@ -256,7 +257,7 @@ def search_trie(
             candidates = jnp.where(leaf, -jnp.inf, candidates)
         width = widths[step + 1]
         live = (
-            shape.nodes[step] if _needs_step(shape, score, step, leaf=True) else (shape.inner[step])
+            shape.nodes[step] if _needs_step(shape, score, step, leaf=True) else shape.inner[step]
         )
         if min(live, candidates.shape[1]) > width:
             best, index = jax.lax.top_k(candidates, width + 1)

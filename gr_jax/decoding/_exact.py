@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from gr_jax.decoding._core import SCORES, Score
 from gr_jax.docids import EOS_ID, DocidMap
@@ -34,11 +34,11 @@ def _step(
     params: Parameters,
     cross: Any,
     past: Any,
-    tokens: Int[Array, m],
-    parents: Int[Array, m],
-    allowed: Bool[Array, v] | Bool[Array, "m v"] | None,
-    row_node: Int[Array, r],
-    row_token: Int[Array, r],
+    tokens: Array,
+    parents: Array,
+    allowed: Array | np.ndarray | None,
+    row_node: Array,
+    row_token: Array,
     total: Float[Array, "b r"],
     *,
     step: int,

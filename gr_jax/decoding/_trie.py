@@ -75,11 +75,11 @@ class Trie:
       shape: the static sizes.
     """
 
-    codes: tuple[Int[Array, nodes], ...]
-    first_child: tuple[Int[Array, nodes_1], ...]
-    docids: tuple[Int[Array, nodes] | None, ...]
-    first_document: Int[Array, docids_1] | None
-    documents: Int[Array, documents]
+    codes: tuple[Array, ...]
+    first_child: tuple[Array, ...]
+    docids: tuple[Array | None, ...]
+    first_document: Array | None
+    documents: Array
     shape: TrieShape
 
     @classmethod

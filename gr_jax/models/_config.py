@@ -34,6 +34,7 @@ class T5Config:
       num_decoder_layers: decoder depth.
       mlp_activations: one function per input projection, multiplied together: `("gelu", "linear")`
         is T5 1.1's gated GELU, `("relu",)` T5 1.0's.
+      embedding_init: standard deviation of fresh token tables: T5's is 1.
       dropout_rate: probability of dropping an activation while training.
       logits_via_embedding: T5 1.0's tied output layer, whose input is divided by sqrt(emb_dim).
       relpos_buckets: relative position buckets.
@@ -50,6 +51,7 @@ class T5Config:
     num_encoder_layers: int = 8
     num_decoder_layers: int = 8
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    embedding_init: float = 1.0
     dropout_rate: float = 0.1
     logits_via_embedding: bool = False
     relpos_buckets: int = 32

@@ -100,17 +100,18 @@ class RMSNorm(nn.Module):
 
 
 class Embed(nn.Module):
-    """A token table `embedding` [vocab, embed], normal(1.0) as in T5."""
+    """A token table `embedding` [vocab, embed]."""
 
     num_embeddings: int
     features: int
     dtype: str
+    init: float
 
     def setup(self):
         """Creates the table."""
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
+            nn.with_logical_partitioning(nn.initializers.normal(self.init), ("vocab", "embed")),
             (self.num_embeddings, self.features),
             jnp.float32,
         )

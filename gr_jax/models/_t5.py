@@ -173,9 +173,9 @@ class T5(nn.Module):
     def setup(self):
         """Creates the tables and both stacks."""
         c = self.config
-        self.token_embedder = Embed(c.vocab_size, c.emb_dim, c.dtype)
+        self.token_embedder = Embed(c.vocab_size, c.emb_dim, c.dtype, c.embedding_init)
         if c.target_vocab_size is not None:
-            self.target_embedder = Embed(c.target_vocab_size, c.emb_dim, c.dtype)
+            self.target_embedder = Embed(c.target_vocab_size, c.emb_dim, c.dtype, c.embedding_init)
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
 

@@ -3,7 +3,7 @@
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity, load_eval_parameters
 from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
-from gr_jax.training._optimizer import Schedule, make_optimizer
+from gr_jax.training._optimizer import Optimizer, Schedule
 from gr_jax.training._partitioning import (
     STANDARD_RULES,
     Partitioner,
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoints",
     "Interrupted",
     "MetricsWriter",
+    "Optimizer",
     "Partitioner",
     "Progress",
     "RunIdentity",
@@ -27,7 +28,6 @@ __all__ = [
     "init_state",
     "load_eval_parameters",
     "make_mesh",
-    "make_optimizer",
     "measure_steps",
     "read_metrics",
     "train",

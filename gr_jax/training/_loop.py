@@ -18,7 +18,7 @@ from gr_jax.data import Batches
 from gr_jax.models import T5Config
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity, abstract
 from gr_jax.training._metrics import MetricsWriter
-from gr_jax.training._optimizer import Schedule, make_optimizer
+from gr_jax.training._optimizer import Optimizer, Schedule
 from gr_jax.training._partitioning import Partitioner, write_model_info
 from gr_jax.training._step import TrainState, init_state, train_step
 
@@ -43,10 +43,7 @@ class TrainConfig:
       steps: length of the run; None derives it from `minutes`.
       minutes: training time to aim for when `steps` is None: a few steps are timed first.
       schedule: of the learning rate.
-      optimizer: `adamw` or `adafactor`.
-      b2: AdamW's decay of the second moment.
-      weight_decay: AdamW's.
-      clip_norm: global gradient norm to clip to.
+      optimizer: how gradients become steps.
       label_smoothing: mass spread over the target vocabulary.
       z_loss: weight of log(Z)^2.
       ema_decay: of the parameter average that is decoded with; 0 for none.
@@ -60,10 +57,7 @@ class TrainConfig:
     steps: int | None = None
     minutes: float | None = None
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
-    optimizer: str = "adamw"
-    b2: float = 0.99
-    weight_decay: float = 0.01
-    clip_norm: float | None = 1.0
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     ema_decay: float = 0.0
@@ -97,7 +91,7 @@ def train(
       UserError: the directory holds another run's checkpoints, the disk is full, or the loss is
         not a number.
     """
-    optimizer = optimizer_of(config)
+    optimizer = config.optimizer.make()
     identity = RunIdentity(docid_fingerprint, model.to_json(), config.seed, total_steps)
     checkpoints = Checkpoints(model_dir, keep=config.keep)
     try:
@@ -129,16 +123,6 @@ def train(
     finally:
         checkpoints.close()
     return state
-
-
-def optimizer_of(config: TrainConfig):
-    """The optimizer that `config` asks for."""
-    return make_optimizer(
-        config.optimizer,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
 
 
 def step_function(
@@ -174,7 +158,7 @@ def measure_steps(
     timed: int = 12,
 ) -> float:
     """Seconds per step: the median of `timed` steps of a throw-away state, after compiling."""
-    optimizer = optimizer_of(config)
+    optimizer = config.optimizer.make()
     state = init_state(model, optimizer, partitioner, seed=0, ema=config.ema_decay > 0)
     run_step = step_function(config, model, optimizer, partitioner)
     seconds = []

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+import jax
 import optax
+import optax.contrib
 
 from gr_jax.errors import UserError
 
@@ -48,37 +51,73 @@ class Schedule:
         return self.base * (self.final + (1.0 - self.final) * fraction)
 
 
-def make_optimizer(
-    name: str = "adamw",
-    *,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    weight_decay: float = 0.01,
-    clip_norm: float | None = 1.0,
-) -> optax.GradientTransformation:
-    """An optax optimizer whose learning rate is an input of every step, not a constant.
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Which optax optimizer, and how fast each kind of parameter moves.
 
-    Args:
-      name: `adamw` or `adafactor`.
+    Attributes:
+      name: `adamw`, `adafactor` (Shazeer and Stern 2018) or `muon` (Jordan et al. 2024): the
+        matrices between embedding and output move by the orthogonalised momentum, all else by
+        AdamW. Its steps have the size of AdamW's (Liu et al. 2025), so one schedule serves both.
       b1: AdamW's decay of the mean.
       b2: AdamW's decay of the variance.
-      weight_decay: AdamW's decoupled weight decay, times the learning rate.
+      weight_decay: decoupled weight decay, times the learning rate; not for Adafactor.
       clip_norm: gradients are scaled to at most this global norm; None leaves them.
-
-    Raises:
-      UserError: an unknown name.
+      embedding_rate: learning rate of the token tables, as a multiple of the schedule's. Their rows
+        are larger than those of matrices and seldom touched: steps of equal size hardly move them.
+      output_rate: the same for the output layer.
     """
-    if name == "adamw":
-        make = optax.inject_hyperparams(optax.adamw, static_args=("b1", "b2", "weight_decay"))
-        optimizer = make(learning_rate=0.0, b1=b1, b2=b2, weight_decay=weight_decay)
-    elif name == "adafactor":
-        make = optax.inject_hyperparams(
-            optax.adafactor,
-            static_args=("multiply_by_parameter_scale", "min_dim_size_to_factor"),
-        )
-        optimizer = make(learning_rate=0.0, multiply_by_parameter_scale=True)
-    else:
-        raise UserError(f"unknown optimizer {name!r}: choose adamw or adafactor")
-    if clip_norm is None:
-        return optax.chain(optax.identity(), optimizer)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+    name: str = "adamw"
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    embedding_rate: float = 1.0
+    output_rate: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in ("adamw", "adafactor", "muon"):
+            raise UserError(f"unknown optimizer {self.name!r}: choose adamw, adafactor or muon")
+
+    def make(self) -> optax.GradientTransformation:
+        """The transformation of gradients into updates for a learning rate of 1."""
+        if self.name == "adafactor":
+            rule = optax.adafactor(learning_rate=None)
+        else:
+            adam = optax.adamw(1.0, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay)
+            matrix = adam
+            if self.name == "muon":
+                matrix = optax.contrib.muon(
+                    1.0,
+                    weight_decay=self.weight_decay,
+                    adam_b1=self.b1,
+                    adam_b2=self.b2,
+                    consistent_rms=0.2,
+                )
+            rule = optax.partition(
+                {
+                    "embedding": optax.chain(adam, optax.scale(self.embedding_rate)),
+                    "output": optax.chain(adam, optax.scale(self.output_rate)),
+                    "matrix": matrix,
+                    "other": adam,
+                },
+                _kinds,
+            )
+        if self.clip_norm is None:
+            return rule
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
+
+
+def _kinds(params: Any) -> Any:
+    """The kind of each parameter, by its name in t5x's tree."""
+
+    def kind(path: tuple[Any, ...], _: Any) -> str:
+        names = [str(getattr(key, "key", key)) for key in path]
+        if names[-1] == "embedding":
+            return "embedding"
+        if "logits_dense" in names:
+            return "output"
+        return "matrix" if names[-1] == "kernel" else "other"
+
+    return jax.tree_util.tree_map_with_path(kind, params)

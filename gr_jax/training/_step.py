@@ -59,12 +59,7 @@ def init_state(
     def init() -> TrainState:
         params = init_parameters(config, jax.random.key(seed))
         params = jax.lax.with_sharding_constraint(params, param_shardings)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if ema else None,
-        )
+        return _fresh(params, optimizer, ema)
 
     return jax.jit(init, out_shardings=state_shardings(config, optimizer, partitioner, ema))()
 
@@ -76,23 +71,40 @@ def state_shardings(
     ema: bool,
 ) -> TrainState:
     """The sharding of every leaf of the state: moments go with their parameters."""
-    params = jax.eval_shape(lambda: init_parameters(config, jax.random.key(0)))
-    shardings = partitioner.parameters(config)
-    opt_state = jax.eval_shape(optimizer.init, params)
+    state = jax.eval_shape(
+        lambda: _fresh(init_parameters(config, jax.random.key(0)), optimizer, ema)
+    )
+    params = {
+        _names(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(state.params),
+            jax.tree.leaves(partitioner.parameters(config)),
+            strict=True,
+        )
+    }
+
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> Any:
+        # a moment stands in the optimizer's tree under the names of its parameter
+        names = _names(path)
+        for start in range(len(names)):
+            shape, sharding = params.get(names[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return partitioner.replicated
+
+    return jax.tree_util.tree_map_with_path(sharding_of, state)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def _fresh(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
     return TrainState(
-        step=partitioner.replicated,  # pyright: ignore[reportArgumentType]
-        params=shardings,
-        opt_state=optax.tree.map_params(
-            optimizer,
-            lambda leaf, sharding, param: (
-                sharding if leaf.shape == param.shape else partitioner.replicated
-            ),
-            opt_state,
-            shardings,
-            params,
-            transform_non_params=lambda _: partitioner.replicated,
-        ),
-        ema=shardings if ema else None,
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
     )
 
 
@@ -122,7 +134,7 @@ def train_step(
       learning_rate: of this step.
       dropout_key: of the run; the step is folded in.
       config: the model.
-      optimizer: from `make_optimizer`.
+      optimizer: gives updates for a learning rate of 1; see `Optimizer.make`.
       rules: logical axis rules of the partitioner.
       label_smoothing: mass spread over the target vocabulary.
       z_loss: weight of log(Z)^2.
@@ -146,8 +158,8 @@ def train_step(
         return sums.loss / weight, (sums.z_loss / weight, sums.correct / weight)
 
     (loss, (z, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    opt_state = _with_learning_rate(state.opt_state, learning_rate)
-    updates, opt_state = optimizer.update(grads, opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: learning_rate * u, updates)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
@@ -156,9 +168,3 @@ def train_step(
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
     metrics = StepMetrics(loss, z, accuracy, optax.global_norm(grads))
     return TrainState(state.step + 1, params, opt_state, ema), metrics
-
-
-def _with_learning_rate(opt_state: Any, learning_rate: Array) -> Any:
-    clip_state, injected = opt_state  # the two links of make_optimizer's chain
-    hyperparams = {**injected.hyperparams, "learning_rate": learning_rate}
-    return (clip_state, injected._replace(hyperparams=hyperparams))
