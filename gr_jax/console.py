@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 
+from absl import logging
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,12 +21,28 @@ from rich.progress import (
 
 
 def quiet_libraries() -> None:
-    """Leaves only errors of what TensorFlow and Orbax have to say.
-
-    Call it before either is imported.
-    """
+    """Silences the logs of gin, Orbax and TensorFlow: what goes wrong there is raised as well."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
+
+
+@contextlib.contextmanager
+def hidden_stderr() -> Iterator[None]:
+    """Hides what C++ libraries write to standard error while they load; shows it if they fail."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as hidden:
+        saved = os.dup(2)
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            hidden.seek(0)
+            os.write(2, hidden.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 class Reporter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` that replaces it when the block succeeds.
 
+    Leftovers of killed processes are removed.
+
     Raises:
       UserError: the disk is full or not writable; `path` is then as it was before.
     """
@@ -36,34 +39,66 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
             yield temporary
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary directory that becomes `path` when the block succeeds.
 
-    An existing `path` is replaced. Leftovers of a killed process are removed.
+    An existing `path` is replaced. Leftovers of killed processes are removed. A process killed at
+    the worst moment leaves no `path`, never a part of one.
 
     Raises:
       UserError: the disk is full or not writable; `path` is then as it was before.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f"{path.name}.tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        temporary.mkdir()
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    old = path.with_name(f"{temporary.name}-old")
     try:
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
+            temporary.mkdir()
             yield temporary
             if path.exists():
-                shutil.rmtree(path)
+                path.replace(old)  # deleting it in place would show half of it meanwhile
             temporary.replace(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        _remove(temporary)
+        _remove(old)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the temporaries of `path` whose processes are gone."""
+    name = re.compile(re.escape(path.name) + r"\.tmp-(\d{1,9})(-old)?")
+    for beside in path.parent.iterdir():
+        match = name.fullmatch(beside.name)
+        if match and (int(match[1]) == os.getpid() or not _is_running(int(match[1]))):
+            _remove(beside)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a directory as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,10 +1,16 @@
 """Shared by all tests: eight host devices, one tiny corpus, where the real data lies."""
 
+import json
 import os
+import random
 from pathlib import Path
 
-# before jax is imported anywhere: meshes of several devices on a CPU
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Before jax is imported anywhere: meshes of several devices on a CPU, and quick compilation
+# rather than quick programs.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
@@ -25,3 +31,45 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+TOPICS = {
+    "cooking": "soup onion garlic butter simmer oven bake flour knead roast pepper basil stew",
+    "sailing": "mast rudder anchor harbour tide keel jib spinnaker knot lighthouse buoy deck",
+    "astronomy": "comet orbit telescope nebula quasar eclipse asteroid galaxy pulsar redshift",
+    "music": "violin sonata chord cello rhythm octave conductor tempo fugue trumpet melody",
+}
+
+
+def write_beir(folder: Path, *, per_topic: int = 12, seed: int = 0) -> Path:
+    """A small BEIR collection: documents of four topics, training queries for every second one."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "qrels").mkdir(exist_ok=True)
+    documents, queries, train, test = [], [], [], []
+    for topic, text in TOPICS.items():
+        vocabulary = text.split()
+        for i in range(per_topic):
+            doc_id = f"{topic}{i}"
+            own = f"{topic}mark{i}"  # a word of its own
+            chosen = rng.sample(vocabulary, 6)
+            body = f"The {own} has {' and '.join(chosen[:3])}. It needs {' or '.join(chosen[3:])}."
+            documents.append({"_id": doc_id, "title": f"{topic} {i}", "text": body})
+            if i % 2 == 0:
+                queries.append({"_id": f"train-{doc_id}", "text": f"which {own} {chosen[0]}"})
+                train.append((f"train-{doc_id}", doc_id))
+            queries.append({"_id": f"test-{doc_id}", "text": f"what is {own} {chosen[1]} for"})
+            test.append((f"test-{doc_id}", doc_id))
+    for name, records in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps(record) + "\n" for record in records]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for name, pairs in (("train", train), ("test", test)):
+        lines = ["query-id\tcorpus-id\tscore\n", *(f"{q}\t{d}\t1\n" for q, d in pairs)]
+        (folder / "qrels" / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`write_beir`'s collection, not to be written to."""
+    return write_beir(tmp_path_factory.mktemp("beir") / "tiny")

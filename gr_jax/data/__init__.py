@@ -4,7 +4,7 @@ Importing this package does not import TensorFlow; building a cache does.
 """
 
 from gr_jax.data._batches import Batches, PackedBatch
-from gr_jax.data._cache import MixtureCache, TaskCache, build_cache
+from gr_jax.data._cache import MixtureCache, TaskCache, build_cache, register_prepared
 from gr_jax.data._chunks import document_chunks
 from gr_jax.data._examples import ExampleSource, write_examples
 from gr_jax.data._order import mixture_positions, permute
@@ -21,6 +21,7 @@ __all__ = [
     "document_chunks",
     "mixture_positions",
     "permute",
+    "register_prepared",
     "train_tokenizer",
     "write_examples",
 ]

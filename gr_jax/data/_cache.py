@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gr_jax.data._examples import ExampleSource
+from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_directory
 
@@ -91,12 +92,74 @@ class MixtureCache:
                         offsets={f: arrays[f"{f}.offsets"] for f in _FEATURES},
                     )
                 )
-        except (OSError, ValueError, KeyError, EOFError) as error:
+                _check(tasks[-1])
+            rates = tuple(float(rate) for rate in header["rates"])
+            if len(rates) != len(tasks):
+                raise ValueError(f"{len(rates)} rates for {len(tasks)} tasks")
+        except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
             raise UserError(
                 f"{directory}: the token cache is missing or damaged ({error}); "
                 "delete the directory and run again"
             ) from error
-        return cls(tasks=tuple(tasks), rates=tuple(header["rates"]))
+        return cls(tasks=tuple(tasks), rates=rates)
+
+
+def _check(task: TaskCache) -> None:
+    """Raises ValueError where the arrays do not fit together."""
+    for feature in _FEATURES:
+        offsets, tokens = task.offsets[feature], task.tokens[feature]
+        if not len(offsets) or offsets[-1] != len(tokens):
+            raise ValueError(f"{task.name}.{feature}: the offsets are not those of the tokens")
+    if len(task.offsets["inputs"]) != len(task.offsets["targets"]):
+        raise ValueError(f"{task.name}: not as many inputs as targets")
+
+
+def register_prepared(model_dir: str | Path, name: str = "gr_jax") -> str:
+    """Registers the SeqIO tasks and the mixture of a prepared model directory.
+
+    Args:
+      model_dir: what `gr_jax.pipeline.prepare` filled.
+      name: prefix of the tasks, and name of the mixture.
+
+    Returns:
+      The mixture's name.
+
+    Raises:
+      UserError: the directory is not prepared.
+    """
+    path = Path(model_dir)
+    record = path / "cache" / "mixture.json"
+    try:
+        header = json.loads(record.read_text("utf-8"))
+        rates = dict(zip(header["tasks"], header["rates"], strict=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{record}: not a prepared model directory ({error})") from error
+    return _register(
+        name,
+        path / "examples",
+        rates,
+        path / "vocabulary" / "sentencepiece.model",
+        DocidMap.load(path / "docids").vocabulary.size,
+    ).name
+
+
+def _register(
+    name: str,
+    examples: Path,
+    rates: Mapping[str, float],
+    sentencepiece: Path,
+    target_vocab_size: int,
+) -> Any:
+    from gr_jax.data import _seqio  # TensorFlow
+
+    for source in rates:
+        _seqio.register_task(
+            f"{name}_{source}",
+            examples / f"{source}.tsv",
+            sentencepiece=sentencepiece,
+            target_vocab_size=target_vocab_size,
+        )
+    return _seqio.register_mixture(name, {f"{name}_{s}": rate for s, rate in rates.items()})
 
 
 def build_cache(
@@ -124,18 +187,9 @@ def build_cache(
       target_length: the longest docid in tokens.
       progress: called with (task, examples so far).
     """
-    from gr_jax.data import _seqio
-
-    sources = [s for s in sources if s.examples and s.rate > 0]
     lengths = {"inputs": input_length, "targets": target_length}
-    for source in sources:
-        _seqio.register_task(
-            f"{name}_{source.name}",
-            Path(examples) / f"{source.name}.tsv",
-            sentencepiece=Path(sentencepiece),
-            target_vocab_size=target_vocab_size,
-        )
-    mixture = _seqio.register_mixture(name, {f"{name}_{s.name}": s.rate for s in sources})
+    rates = {s.name: s.rate for s in sources if s.examples and s.rate > 0}
+    mixture = _register(name, Path(examples), rates, Path(sentencepiece), target_vocab_size)
     with atomic_directory(Path(directory)) as temporary:
         for task in mixture.tasks:
             short = task.name.removeprefix(f"{name}_")

@@ -12,13 +12,16 @@ microseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Int
 
 _ROUNDS = 6
-_MASK = np.uint64(0xFFFFFFFF)
+_SEEDS = 2**62 - 1
+_HALF = Fraction(1, 2)
 
 
 def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
@@ -71,9 +74,9 @@ def mixture_positions(
 ) -> tuple[Int[np.ndarray, batch], Int[np.ndarray, batch]]:
     """The examples of one step.
 
-    Every step has each task's share of the batch to within one example, and after any number of
-    steps each task has been read `rate * examples` times to within one. A task's examples all
-    come once before any comes again, in a new order each time.
+    After any number of steps each task has been read `rate * examples` times to within one (for up
+    to three tasks; a little more beyond), so a step's shares are right to within two. A task's
+    examples all come once before any comes again, in a new order each time.
 
     Args:
       step: from 0.
@@ -85,15 +88,17 @@ def mixture_positions(
     Returns:
       (task, example index in that task), int64 [batch_size] each.
     """
-    weights = np.array([r if n else 0.0 for r, n in zip(rates, sizes, strict=True)], np.float64)
-    if not weights.sum() > 0 or (weights < 0).any():
+    weights = [Fraction(r) if n else Fraction(0) for r, n in zip(rates, sizes, strict=True)]
+    if not sum(weights) > 0 or min(weights) < 0:
         raise ValueError(f"no task with examples and a positive rate: {list(rates)}, {list(sizes)}")
-    weights /= weights.sum()
 
-    def read_before(step: int) -> np.ndarray:
-        counts = np.floor(step * batch_size * weights + 1e-9).astype(np.int64)
-        main = int(weights.argmax())
-        counts[main] = step * batch_size - (counts.sum() - counts[main])
+    def read_before(step: int) -> list[int]:
+        # Each task in turn takes its rounded share of what is left. Exact fractions, so that no
+        # count ever decreases from a step to the next.
+        counts, left, weight_left = [], step * batch_size, sum(weights)
+        for weight in weights:
+            counts.append(math.floor(left * weight / weight_left + _HALF) if weight else 0)
+            left, weight_left = left - counts[-1], weight_left - weight
         return counts
 
     start, stop = read_before(step), read_before(step + 1)
@@ -103,7 +108,8 @@ def mixture_positions(
         if not len(positions):
             continue
         epoch, offset = np.divmod(positions, size)
-        epoch_seed = (seed * 1_000_003 + task) * 1_000_003 + epoch
+        task_seed = (seed * 1_000_003 + task) * 1_000_003 & _SEEDS  # a Python int: any size
+        epoch_seed = (task_seed + epoch) & _SEEDS
         tasks.append(np.full(len(positions), task, np.int64))
-        examples.append(permute(offset, size, epoch_seed & (2**62 - 1)))
+        examples.append(permute(offset, size, epoch_seed))
     return np.concatenate(tasks), np.concatenate(examples)

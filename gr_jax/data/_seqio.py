@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with a screenful otherwise
+from gr_jax.console import hidden_stderr
 
-import seqio
-import tensorflow as tf
+with hidden_stderr():  # TensorFlow greets with a screenful of hardware it did not find
+    import seqio
+    import tensorflow as tf
 
-tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
 
 def _parse_line(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -17,6 +17,7 @@ from gr_jax.files import atomic_file
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's
 _MAX_SENTENCE_BYTES = 16_384
+_PART = _MAX_SENTENCE_BYTES // 4  # a character has at most four bytes
 
 
 def train_tokenizer(
@@ -31,31 +32,44 @@ def train_tokenizer(
       max_texts: texts beyond this many are not read.
 
     Raises:
-      UserError: the texts have no characters to learn from.
+      UserError: the texts have no words to learn from, or more characters than `vocab_size`.
     """
     path = Path(path)
     lines = [normalize(text) for text in itertools.islice(texts, max_texts)]
-    lines = [line for line in lines if line]
+    lines = [part for line in lines for part in _parts(line)]
     if not lines:
         raise UserError(f"{path}: no text to train a vocabulary on")
-    with atomic_file(path) as temporary, temporary.open("wb") as stream:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines),
-            model_writer=stream,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,  # fewer pieces than asked for is fine on a small corpus
-            normalization_rule_name="nmt_nfkc",
-            character_coverage=0.9999,
-            byte_fallback=False,
-            pad_id=PAD_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            bos_id=-1,
-            max_sentence_length=_MAX_SENTENCE_BYTES,
-            num_threads=1,  # the same pieces every time
-            minloglevel=2,
-        )
+    try:
+        with atomic_file(path) as temporary, temporary.open("wb") as stream:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=iter(lines),
+                model_writer=stream,
+                model_type="unigram",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,  # fewer pieces than asked for is fine on a small corpus
+                normalization_rule_name="nmt_nfkc",
+                character_coverage=0.9999,
+                byte_fallback=False,
+                pad_id=PAD_ID,
+                eos_id=EOS_ID,
+                unk_id=UNK_ID,
+                bos_id=-1,
+                max_sentence_length=_MAX_SENTENCE_BYTES,
+                num_threads=1,  # the same pieces every time
+                minloglevel=2,
+            )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: SentencePiece cannot make {vocab_size} pieces of this text ({reason})"
+        ) from error
+
+
+def _parts(line: str) -> list[str]:
+    """Pieces of a line that SentencePiece reads: it passes over whole lines that are too long."""
+    if len(line.encode()) <= _MAX_SENTENCE_BYTES:
+        return [line] if line else []
+    return [line[i : i + _PART] for i in range(0, len(line), _PART)]
 
 
 class Tokenizer:

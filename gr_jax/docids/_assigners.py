@@ -69,6 +69,8 @@ class HierarchicalKMeans:
     def _branching(self, documents: int) -> tuple[int, ...]:
         if self.branching is not None:
             branching = tuple(int(b) for b in self.branching)
+        elif self.levels < 1:
+            raise UserError(f"HierarchicalKMeans.levels is {self.levels}: at least 1 is needed")
         else:
             # the last level numbers a leaf's documents and needs no slack of its own
             width = math.ceil((documents * self.slack) ** (1 / self.levels) - 1e-9)
@@ -82,22 +84,26 @@ class HierarchicalKMeans:
             )
         return branching
 
+    def _embed(self, corpus: Corpus) -> Float[np.ndarray, "n d"]:
+        if self.embeddings is not None:
+            return load_embeddings(Path(self.embeddings), len(corpus))
+        return tfidf_svd_embeddings(corpus, dimensions=self.dimensions, seed=self.seed)
+
     def assign(self, corpus: Corpus) -> DocidMap:
         """Clusters the corpus and numbers the leaves.
 
         Raises:
           UserError: the tree is too small for the corpus, or the embeddings do not fit it.
         """
+        import sklearn.cluster
+        import sklearn.decomposition  # noqa: F401  only what is loaded by then can be limited
         from threadpoolctl import threadpool_limits
 
-        if self.embeddings is None:
-            embeddings = tfidf_svd_embeddings(corpus, dimensions=self.dimensions, seed=self.seed)
-        else:
-            embeddings = load_embeddings(Path(self.embeddings), len(corpus))
         branching = self._branching(len(corpus))
         codes = np.zeros((len(corpus), len(branching)), np.int32)
         # one thread: sums in one order, hence the same clusters every time
         with threadpool_limits(1):
+            embeddings = self._embed(corpus)
             _split(embeddings, np.arange(len(corpus)), branching, 0, codes, self.seed)
         return DocidMap(
             doc_ids=tuple(d.doc_id for d in corpus.documents),

@@ -90,7 +90,10 @@ class DocidMap:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        codes = np.ascontiguousarray(self.codes, dtype=np.int32)
+        with np.errstate(invalid="ignore"):  # a copy: the caller's array stays the caller's
+            codes = np.array(self.codes, dtype=np.int32, order="C")
+        if not np.array_equal(codes, self.codes):
+            raise ValueError("codes are whole numbers of 32 bits")
         codes.flags.writeable = False
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "doc_ids", tuple(self.doc_ids))
@@ -100,11 +103,15 @@ class DocidMap:
                 f"codes {codes.shape} for {len(self.doc_ids)} documents and "
                 f"{len(self.level_sizes)} levels"
             )
+        if not self.level_sizes:
+            raise ValueError("a docid needs at least one level")
         if len(set(self.doc_ids)) != len(self.doc_ids):
             raise ValueError("a document has two docids")
         ended = codes < 0
         if (ended[:, :-1] & ~ended[:, 1:]).any() or (len(codes) and ended[:, 0].any()):
             raise ValueError("a docid has a hole, or no code")
+        if (codes < -1).any():
+            raise ValueError("a code is negative")
         if (codes >= np.array(self.level_sizes, dtype=np.int64)).any():
             raise ValueError("a code is larger than its level")
 
@@ -191,16 +198,17 @@ class DocidMap:
                 level_sizes=tuple(header["level_sizes"]),
                 provenance=header["provenance"],
             )
+            fingerprint = str(header["fingerprint"])
         except FileNotFoundError as error:
             raise UserError(
                 f"{error.filename}: not found; it is part of a docid map written by gr-jax"
             ) from error
-        except (ValueError, KeyError, EOFError, OSError) as error:
+        except (ValueError, TypeError, KeyError, EOFError, OSError) as error:
             raise UserError(f"{directory}: the docid map is damaged ({error})") from error
-        if docid_map.fingerprint != header["fingerprint"]:
+        if docid_map.fingerprint != fingerprint:
             raise UserError(
                 f"{directory}: the docid map does not match its fingerprint "
-                f"{header['fingerprint'][:12]}; make it again or restore it from a copy"
+                f"{fingerprint[:12]}; make it again or restore it from a copy"
             )
         return docid_map
 

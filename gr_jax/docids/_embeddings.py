@@ -43,7 +43,8 @@ def tfidf_svd_embeddings(
     dimensions = min(dimensions, min(tfidf.shape) - 1)  # pyright: ignore[reportAttributeAccessIssue]
     if dimensions < 1:
         return np.asarray(tfidf.todense(), np.float32)  # pyright: ignore[reportAttributeAccessIssue]
-    reduced = TruncatedSVD(dimensions, random_state=seed).fit_transform(tfidf)
+    with np.errstate(invalid="ignore"):  # the variance of identical documents, which is not read
+        reduced = TruncatedSVD(dimensions, random_state=seed).fit_transform(tfidf)
     return normalize(reduced).astype(np.float32)
 
 
@@ -55,12 +56,12 @@ def load_embeddings(path: Path, documents: int) -> Float[np.ndarray, "n d"]:
     """
     path = Path(path)
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such embeddings file") from error
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: not a .npy array ({error})") from error
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+    if array.ndim != 2 or not array.shape[1] or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
             f"{path}: expected floats [documents, dimensions], found {array.dtype} {array.shape}"
         )
@@ -69,7 +70,8 @@ def load_embeddings(path: Path, documents: int) -> Float[np.ndarray, "n d"]:
             f"{path}: {len(array)} rows for {documents} documents; embed the corpus's documents "
             "in the order of corpus.jsonl (documents without text left out)"
         )
-    array = np.asarray(array, np.float32)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+        array = np.asarray(array, np.float32)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise UserError(f"{path}: row {int(np.argmin(finite))} is not finite")

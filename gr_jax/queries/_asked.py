@@ -7,12 +7,11 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from gr_jax.queries._tables import WordTables
+from gr_jax.queries._tables import MIN_QUERIES, WordTables
 
 _SUFFIX_FEATURES = ("ing", "ed", "ly", "tion", "s")
 _SHARED = 7  # features that also interact with "stands in the sentence that is asked about"
 _MAX_ROWS = 250_000
-MIN_QUERIES = 200
 IMPOSSIBLE = -99.0  # log-odds of a position without a word
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,7 @@ _MAX_TITLE_WORDS = 8
 _MAX_DOCUMENT_WORDS = 256
 _VARIANTS = 4
 NONE = -1  # no word here
+MIN_QUERIES = 200  # with fewer training queries there is no learning how people ask
 
 STOP_WORDS = frozenset(
     """a about above after again against all also an and any are as at be because been before being
@@ -200,8 +202,8 @@ class WordTables:
 
     @functools.cached_property
     def style(self) -> QuestionStyle:
-        """Learnt from the training queries; a general one where there are none."""
-        if not self.queries:
+        """Learnt from the training queries; a general one where there are hardly any."""
+        if len(self.queries) < MIN_QUERIES:
             starts = np.array([[*s, NONE, NONE, NONE][:3] for s in self._start_ids])
             function = np.array([w for s in self._start_ids for w in s])
             return QuestionStyle(
@@ -229,10 +231,9 @@ def _learn_style(
         blanked = [w if function[w] else BLANK for w in query]
         if 4 <= len(query) <= longest and 1 <= blanked.count(BLANK) <= 10:
             skeletons.append(blanked + [NONE] * (longest - len(query)))
-        if len(query) > 3:
-            second = query[1] if is_stop[query[1]] else NONE
-            third = query[2] if second != NONE and is_stop[query[2]] else NONE
-            starts.append([query[0], second, third])
+        if query:
+            opening = list(itertools.takewhile(lambda w: is_stop[w], query[1:3]))
+            starts.append([query[0], *opening, NONE, NONE][:3])
     ids = np.arange(len(counts))
     return QuestionStyle(
         skeletons=np.array(skeletons, np.int64).reshape(-1, longest),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import time
 from pathlib import Path
 
 from gr_jax.errors import UserError
@@ -28,7 +30,8 @@ class MetricsWriter:
 
     def __init__(self, directory: Path, *, first_step: int):
         """Opens `directory`/metrics.jsonl and an event file beside it."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._path = Path(directory) / "metrics.jsonl"
         with disk_errors(self._path):
@@ -37,7 +40,11 @@ class MetricsWriter:
             with atomic_file(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), "utf-8")
             self._stream = self._path.open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(directory), purge_step=first_step + 1)
+            # not a SummaryWriter: its thread loses events at a kill, and hangs when the disk is full
+            self._events = EventsWriter(str(self._path.parent / "events"))
+            start = SessionLog(status=SessionLog.START)
+            purge = Event(wall_time=time.time(), step=first_step + 1, session_log=start)
+            self._events.write_event(purge)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one row.
@@ -45,6 +52,9 @@ class MetricsWriter:
         Raises:
           UserError: a value is not a number: training has diverged.
         """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise UserError(
@@ -55,9 +65,12 @@ class MetricsWriter:
             self._stream.write(json.dumps({"step": step, **scalars}) + "\n")
             self._stream.flush()
             for name, value in scalars.items():
-                self._events.add_scalar(name, value, step)
+                self._events.write_event(
+                    Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                )
+            self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._stream.close()
-        self._events.close()
+        with disk_errors(self._path), contextlib.closing(self._events), self._stream:
+            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -22,8 +23,8 @@ class Schedule:
     Attributes:
       base: the highest rate (for `rsqrt`, what multiplies 1/sqrt(step)).
       warmup_steps: steps to reach `base`.
-      decay: `cosine` or `linear` to `final` at the last step, `constant`, or t5x's `rsqrt`.
-      final: rate at the last step, as a fraction of `base`.
+      decay: `cosine` or `linear` to `final` at `total_steps`, `constant`, or t5x's `rsqrt`.
+      final: where the decay ends, as a fraction of `base`.
     """
 
     base: float = 1e-3
@@ -81,32 +82,41 @@ class Optimizer:
             raise UserError(f"unknown optimizer {self.name!r}: choose adamw, adafactor or muon")
 
     def make(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates for a learning rate of 1."""
-        if self.name == "adafactor":
-            rule = optax.adafactor(learning_rate=None)
-        else:
-            adam = optax.adamw(1.0, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay)
-            matrix = adam
-            if self.name == "muon":
-                matrix = optax.contrib.muon(
-                    1.0,
-                    weight_decay=self.weight_decay,
-                    adam_b1=self.b1,
-                    adam_b2=self.b2,
-                    consistent_rms=0.2,
-                )
-            rule = optax.partition(
-                {
-                    "embedding": optax.chain(adam, optax.scale(self.embedding_rate)),
-                    "output": optax.chain(adam, optax.scale(self.output_rate)),
-                    "matrix": matrix,
-                    "other": adam,
-                },
-                _kinds,
-            )
-        if self.clip_norm is None:
-            return rule
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
+        """The transformation of gradients into updates for a learning rate of 1.
+
+        Equal optimizers give the same object, so that a jitted step is compiled once for them.
+        """
+        return _transformation(self)
+
+
+@functools.cache
+def _transformation(optimizer: Optimizer) -> optax.GradientTransformation:
+    o = optimizer
+    if o.name == "adafactor":
+        rule = optax.adafactor(learning_rate=None)
+    else:
+        rule = optax.adamw(1.0, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay)
+    matrix = rule
+    if o.name == "muon":
+        matrix = optax.contrib.muon(
+            1.0,
+            weight_decay=o.weight_decay,
+            adam_b1=o.b1,
+            adam_b2=o.b2,
+            consistent_rms=0.2,
+        )
+    by_kind = optax.partition(
+        {
+            "embedding": optax.chain(rule, optax.scale(o.embedding_rate)),
+            "output": optax.chain(rule, optax.scale(o.output_rate)),
+            "matrix": matrix,
+            "other": rule,
+        },
+        _kinds,
+    )
+    if o.clip_norm is None:
+        return by_kind
+    return optax.chain(optax.clip_by_global_norm(o.clip_norm), by_kind)
 
 
 def _kinds(params: Any) -> Any:

@@ -166,5 +166,5 @@ def train_step(
         # a short memory at first, so that the average forgets the initialisation
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
-    metrics = StepMetrics(loss, z, accuracy, optax.global_norm(grads))
+    metrics = StepMetrics(loss, z, accuracy, optax.tree.norm(grads))
     return TrainState(state.step + 1, params, opt_state, ema), metrics

@@ -1,0 +1,42 @@
+# make quickstart    environment, install, index the embedded corpus, measure it beside BM25
+# make test          environment, install, all tests
+# make check         what CI runs: lint, types, tests
+.PHONY: quickstart test test-slow lint types check install clean
+
+VENV ?= .venv
+# the newest Python that the pinned versions were tested with comes first
+PYTHON ?= $(shell for p in python3.12 python3.13 python3; do $$p --version >/dev/null 2>&1 && echo $$p && break; done)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "gr_jax needs Python 3.12 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/gr-jax quickstart
+	$(BIN)/gr-jax search "how do I join two paths"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/pyright --pythonpath $(BIN)/python --warnings
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) model build dist

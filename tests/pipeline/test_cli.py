@@ -1,0 +1,348 @@
+"""The commands as a user runs them: what they print, and their exit status."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gr_jax.cli import main
+from tests.conftest import write_beir
+from tests.pipeline.tiny import BINDINGS
+
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "default", "XLA_FLAGS": ""}
+
+
+def quickstart(corpus: Path, model_dir: Path, *extra: str, steps: int = 30) -> list[str]:
+    bindings = [f"--gin_bindings={binding}" for binding in BINDINGS]
+    return [
+        "quickstart",
+        f"--corpus={corpus}",
+        f"--model_dir={model_dir}",
+        f"--steps={steps}",
+        *bindings,
+        *extra,
+    ]
+
+
+def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "gr_jax.cli", *args],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=cwd,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def model_dir(beir: Path, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("cli") / "model"
+    done = run(*quickstart(beir, directory))
+    assert done.returncode == 0, done.stderr
+    assert "BM25" in done.stdout and "gr_jax" in done.stdout and "hits@10" in done.stdout
+    assert "examples/s" in done.stderr and "min left" in done.stderr
+    assert "Traceback" not in done.stderr
+    # nothing of what the libraries beneath have to say
+    assert not re.search(r"INFO|WARNING|oneDNN|cuda|absl", done.stderr), done.stderr
+    return directory
+
+
+def error_of(capsys, *args: str) -> str:
+    """The one line that a mistake gives."""
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    return lines[-1]
+
+
+def test_search_json(model_dir, capsys):
+    assert main(["search", "--json", f"--model_dir={model_dir}", "--k=3", "which", "music"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [r["rank"] for r in results] == [1, 2, 3]
+    assert all(set(r) == {"rank", "doc_id", "title", "score", "docid"} for r in results)
+    assert all(re.fullmatch(r"\d+(-\d+)*", r["docid"]) for r in results)
+
+
+def test_search_for_people(model_dir, capsys):
+    assert main(["search", f"--model_dir={model_dir}", "--k=2", "music"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].lstrip().startswith("1.")
+
+
+def test_eval_writes_a_run(model_dir, beir, tmp_path, capsys):
+    args = [
+        "eval",
+        f"--model_dir={model_dir}",
+        f"--queries={beir / 'queries.jsonl'}",
+        f"--qrels={beir / 'qrels' / 'test.tsv'}",
+        f"--run={tmp_path / 'out.run'}",
+        "--json",
+    ]
+    assert main(args) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["queries"] == 48 and 0 <= figures["hits@1"] <= figures["hits@10"] <= 1
+    searched = (tmp_path / "out.run").read_text()
+    assert main([*args, "--exact"]) == 0
+    exact = (tmp_path / "out.run").read_text()
+    order = [[line.split()[2] for line in text.splitlines()] for text in (searched, exact)]
+    assert order[0] == order[1]
+
+
+def test_search_imports_no_tensorflow(model_dir):
+    code = (
+        "import sys; from gr_jax.cli import main; "
+        f"main(['search', '--model_dir={model_dir}', 'music']); "
+        "assert not {'tensorflow', 'seqio', 'tensorflow_text'} & set(sys.modules); "
+        "import gr_jax, gr_jax.pipeline, gr_jax.training, gr_jax.serving; "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_config_gin_is_kept_and_reproduces(model_dir):
+    text = (model_dir / "config.gin").read_text()
+    assert "SyntheticQueries.per_document = 20" in text
+    assert "T5Config.emb_dim = 32" in text
+
+
+def test_t5x_entry_points(model_dir, beir, tmp_path):
+    common = [
+        "--gin_file=gin/runs/beir.gin",
+        f'--gin.MODEL_DIR="{model_dir}"',
+        f'--gin.CORPUS="{beir}"',
+        "--gin.TRAIN_STEPS=30",
+    ]
+    common += [f"--gin_bindings={b}" for b in BINDINGS]
+
+    def entry(module: str, *extra: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", f"gr_jax.{module}", *common, *extra],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            cwd=tmp_path,  # the gin file is found from anywhere
+            timeout=300,
+            check=False,
+        )
+
+    evaluated = entry("eval")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "hits@10" in evaluated.stdout
+    queries = f'--gin.QUERIES="{beir / "queries.jsonl"}"'
+    inferred = entry("infer", queries, f'--gin.RUN="{tmp_path / "x.run"}"')
+    assert inferred.returncode == 0, inferred.stderr
+    assert len((tmp_path / "x.run").read_text().splitlines()) == 10 * 72
+    for arguments, message in [
+        (["--gin.NO_SUCH_THING.x=3"], "NO_SUCH_THING"),
+        (["--gin.DataConfig.no_such_parameter=3"], "no_such_parameter"),
+        (["--gin_file=no/such.gin"], "no/such.gin"),
+        (["--gin.CORPUS"], "give a value"),
+        (["--no_such_flag=1"], "no_such_flag"),
+        (["stray"], "stray"),
+    ]:
+        failed = entry("train", *arguments)
+        assert failed.returncode == 2, (arguments, failed.stderr)
+        assert failed.stderr.startswith("error: ") and message in failed.stderr
+        assert len(failed.stderr.splitlines()) == 1, failed.stderr
+
+
+def test_interrupted_run_goes_on_to_the_same_result(beir, tmp_path, model_dir):
+    """SIGINT while training saves and exits with 130; SIGKILL loses nothing that was saved."""
+    args = quickstart(beir, tmp_path / "m")
+    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gr_jax.cli", *args],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+            text=True,
+        )
+        metrics = tmp_path / "m" / "train" / "metrics.jsonl"
+        wanted = 1 if number == signal.SIGINT else 2
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= wanted:
+                break
+            time.sleep(0.01)
+        if process.poll() is not None:
+            process.communicate()
+            continue  # it was faster than the signal
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=100)
+        if process.returncode != 0:
+            assert process.returncode == status, stderr
+            assert "Traceback" not in stderr
+        if process.returncode == 130:
+            assert "the same command goes on" in stderr
+    done = run(*args)
+    assert done.returncode == 0, done.stderr
+    ours = (tmp_path / "m" / "runs" / "test.gr_jax.run").read_bytes()
+    assert ours == (model_dir / "runs" / "test.gr_jax.run").read_bytes()
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 30
+
+
+def _damage(folder: Path, kind: str) -> None:
+    corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
+    lines = corpus.read_text().splitlines(keepends=True)
+    if kind == "no corpus.jsonl":
+        corpus.unlink()
+    elif kind == "empty corpus":
+        corpus.write_text("")
+    elif kind == "malformed JSON":
+        corpus.write_text("".join([*lines[:2], '{"_id": "x", \n', *lines[2:]]))
+    elif kind == "duplicate ids":
+        corpus.write_text("".join([*lines, lines[0]]))
+    elif kind == "no text":
+        corpus.write_text("".join(['{"_id": "void", "title": "", "text": " "}\n', *lines]))
+    elif kind == "not UTF-8":
+        corpus.write_bytes(corpus.read_bytes() + b'{"_id": "x", "text": "caf\xe9"}\n')
+    elif kind == "unknown document in qrels":
+        with (folder / "qrels" / "test.tsv").open("a") as stream:
+            stream.write("test-music0\tnowhere\t1\n")
+    elif kind == "no query in qrels":
+        queries.write_text('{"_id": "other", "text": "hello"}\n')
+    elif kind == "truncated gz":
+        packed = gzip.compress(corpus.read_bytes())
+        (folder / "corpus.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+        corpus.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no corpus.jsonl", r"corpus\.jsonl"),
+        ("empty corpus", r"corpus\.jsonl"),
+        ("malformed JSON", r"corpus\.jsonl:3"),
+        ("duplicate ids", r"corpus\.jsonl:49.*cooking0"),
+        ("not UTF-8", r"corpus\.jsonl:49.*UTF-8"),
+        ("unknown document in qrels", r"test\.tsv:50.*nowhere"),
+        ("no query in qrels", r"queries\.jsonl|test\.tsv|train\.tsv"),
+        ("truncated gz", r"corpus\.jsonl\.gz"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, kind, message):
+    folder = write_beir(tmp_path / "corpus")
+    _damage(folder, kind)
+    line = error_of(capsys, *quickstart(folder, tmp_path / "m"))
+    assert re.search(message, line), line
+    assert not (tmp_path / "m").exists()
+
+
+def test_documents_without_text(tmp_path, capsys):
+    folder = write_beir(tmp_path / "corpus")
+    _damage(folder, "no text")
+    line = error_of(capsys, *quickstart(folder, tmp_path / "m", "--strict"))
+    assert "void" in line
+    assert not (tmp_path / "m").exists()
+    from gr_jax import pipeline
+
+    collection = pipeline.load_collection(str(folder))
+    assert collection.corpus.skipped == ("void",)
+    assert len(collection.corpus) == 48
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["search", "--model_dir=/no/such/dir", "x"], "holds no trained index"),
+        (["quickstart", "--corpus=/no/such/dir"], "no such corpus folder"),
+        (["quickstart", "--gin_bindings=Nothing.x = 1"], "Nothing"),
+        (["quickstart", "--gin_bindings=CORPUS = "], "gin"),
+        (["quickstart", "--gin_bindings=TrainConfig.step = 1"], "step"),
+        (["quickstart", "--gin_file=/no/such.gin"], "/no/such.gin"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings_are_refused_before_training(beir, tmp_path, capsys):
+    for extra, message in [
+        ("--embeddings=/no/such.npy", "no such embeddings file"),
+        ("--sentencepiece=/no/such.model", "no such SentencePiece model"),
+        ("--gin_bindings=HierarchicalKMeans.branching = (2, 3)", "room for 6 documents"),
+        ("--gin_bindings=T5Config.dropout_rate = 1.5", "dropout_rate"),
+        ("--gin_bindings=DataConfig.row_length = 8", "row_length"),
+        ("--gin_bindings=SyntheticQueries.mix = [('nonsense', 1.0)]", "nonsense"),
+        ("--gin_bindings=TrainConfig.model_parallel = 3", "model_parallel=3"),
+    ]:
+        line = error_of(capsys, *quickstart(beir, tmp_path / "m", extra))
+        assert message in line, line
+    assert not list((tmp_path / "m").rglob("*tmp*"))
+    assert not list((tmp_path / "m").glob("checkpoint_*"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    beir, tmp_path, capsys, monkeypatch
+):
+    import errno
+
+    import numpy as np
+
+    from gr_jax.docids import DocidMap
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    line = error_of(capsys, *quickstart(beir, tmp_path / "m"))
+    assert "the disk is full" in line and "docids" in line
+    assert not (tmp_path / "m" / "docids").exists()
+    monkeypatch.undo()
+    assert not list((tmp_path / "m").rglob("*.tmp-*"))
+    assert DocidMap  # the module is importable after the failure
+
+
+def test_wheel_works_from_any_directory(tmp_path, beir):
+    """gin files and tasks travel inside the wheel."""
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")],
+        cwd=root,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"),
+            *("--target", str(tmp_path / "site"), str(wheel)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    code = (
+        "import gr_jax, importlib.util, pathlib; "
+        f"assert pathlib.Path(gr_jax.__file__).is_relative_to({str(tmp_path)!r}); "
+        "from gr_jax import gin_config; "
+        "gin_config.parse(['gin/runs/quickstart.gin'], ['MODEL_DIR = \"x\"']); "
+        "gin_config.parse(['gin/experiments/squad2k.gin'], ['MODEL_DIR = \"x\"']); "
+        "assert importlib.util.find_spec('gr_jax.tasks.model_dir')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path / "site")},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
