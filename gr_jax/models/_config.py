@@ -17,6 +17,9 @@ SIZES = {
     "xxl": (4096, 64, 24, 10240),
 }
 
+_ACTIVATIONS = ("gelu", "linear", "relu", "silu", "swish", "tanh", "sigmoid")
+_DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
@@ -64,6 +67,31 @@ class T5Config:
         for name in ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"T5Config.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.target_vocab_size is not None and self.target_vocab_size < 1:
+            raise UserError(
+                f"T5Config.target_vocab_size is {self.target_vocab_size}: it must be at least 1, "
+                "or None for targets that share the source vocabulary"
+            )
+        for name in ("num_encoder_layers", "num_decoder_layers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"T5Config.{name} is {getattr(self, name)}: it must be at least 0")
+        unknown = [name for name in self.mlp_activations if name not in _ACTIVATIONS]
+        if unknown or not self.mlp_activations:
+            raise UserError(
+                f"T5Config.mlp_activations is {self.mlp_activations}: choose one or more of "
+                f"{', '.join(_ACTIVATIONS)}"
+            )
+        if self.dtype not in _DTYPES:
+            raise UserError(f"T5Config.dtype is {self.dtype!r}: choose one of {', '.join(_DTYPES)}")
+        if self.relpos_buckets < 4 or self.relpos_buckets % 2:
+            raise UserError(
+                f"T5Config.relpos_buckets is {self.relpos_buckets}: it must be even, at least 4"
+            )
+        if self.relpos_max_distance <= self.relpos_buckets // 2:
+            raise UserError(
+                f"T5Config.relpos_max_distance is {self.relpos_max_distance}: it must be more than "
+                f"half of relpos_buckets={self.relpos_buckets}"
+            )
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"T5Config.dropout_rate is {self.dropout_rate}: it must be in [0, 1)")
 

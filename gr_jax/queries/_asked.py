@@ -46,11 +46,15 @@ def learn_asked_words(tables: WordTables, *, seed: int = 0) -> AskedLogits | Non
     features, labels = [], []
     for query, row in zip(tables.queries, tables.query_rows, strict=True):
         n = tables.lengths[row]
+        if not n:  # a document of nothing but punctuation
+            continue
         ids = tables.documents[row, :n]
         hit = np.isin(ids, query)
         shared = np.bincount(tables.sentence[row, :n], weights=hit * tables.idf[ids])
         features.append(_features(tables, rates, suffixes, row, int(shared.argmax())))
         labels.append(hit)
+    if not features:
+        return None
     x, y = np.concatenate(features), np.concatenate(labels)
     if y.all() or not y.any():
         return None

@@ -203,7 +203,7 @@ class WordTables:
     @functools.cached_property
     def style(self) -> QuestionStyle:
         """Learnt from the training queries; a general one where there are hardly any."""
-        if len(self.queries) < MIN_QUERIES:
+        if sum(bool(query) for query in self.queries) < MIN_QUERIES:
             starts = np.array([[*s, NONE, NONE, NONE][:3] for s in self._start_ids])
             function = np.array([w for s in self._start_ids for w in s])
             return QuestionStyle(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +36,23 @@ class RunIdentity:
 class Checkpoints:
     """Saves in the background, atomically, and restores the newest."""
 
-    def __init__(self, model_dir: Path, *, keep: int = 2):
-        """Opens `model_dir`, made if needed."""
+    def __init__(self, model_dir: Path, *, keep: int = 2, read_only: bool = False):
+        """Opens `model_dir`, made if needed; `read_only` leaves it as it is."""
         self._directory = Path(model_dir).absolute()
-        with disk_errors(self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
+        if not read_only:
+            with disk_errors(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 step_prefix="checkpoint",
-                max_to_keep=keep,
-                enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
+                max_to_keep=None if read_only else keep,
+                save_interval_steps=0 if read_only else 1,
+                create=False,
+                enable_async_checkpointing=not read_only,
+                # a reader must not: they may be a save in flight
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
             item_names=("state", "identity"),
         )
@@ -56,7 +64,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, identity: RunIdentity) -> None:
         """Starts to save; returns as soon as the arrays are copied."""
-        with disk_errors(self._directory):
+        with _save_errors(self._directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -68,7 +76,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what was started is on disk."""
-        with disk_errors(self._directory):
+        with _save_errors(self._directory):
             self._manager.wait_until_finished()
 
     def identity(self, step: int) -> RunIdentity:
@@ -78,13 +86,11 @@ class Checkpoints:
           UserError: the record is missing or damaged.
         """
         path = self._directory / f"checkpoint_{step}"
-        try:
+        with _damage(path, "not a checkpoint of gr-jax, or damaged"):
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
             )
             return RunIdentity(**saved["identity"])
-        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: not a checkpoint of gr-jax, or damaged ({error})") from error
 
     def restore(self, step: int, abstract_state: Any, identity: RunIdentity) -> Any:
         """The state saved at `step`, in the shardings of `abstract_state`.
@@ -101,13 +107,11 @@ class Checkpoints:
                     f"{path}: made with {field.name}={theirs}, this run has {ours}; "
                     "use another model directory"
                 )
-        try:
+        with _damage(path, "damaged, or made with another optimizer or without ema_decay"):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             )
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: the checkpoint is damaged ({error})") from error
-        return restored["state"]
+            return restored["state"]
 
     def restore_eval_parameters(self, step: int) -> Any:
         """`TrainState.eval_params` of a checkpoint, on the default device.
@@ -117,25 +121,22 @@ class Checkpoints:
         """
         path = self._directory / f"checkpoint_{step}"
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                tree = checkpointer.metadata(path / "state").item_metadata.tree
-                name = "params" if tree["ema"] is None else "ema"
-                wanted = jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                    {name: tree[name]},
-                )
-                restored = checkpointer.restore(
-                    path / "state",
-                    args=ocp.args.PyTreeRestore(
-                        wanted,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                        partial_restore=True,
-                    ),
-                )
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: the checkpoint is damaged ({error})") from error
-        return restored[name]
+        with _damage(path, "the checkpoint is damaged"), ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path / "state").item_metadata.tree
+            name = "params" if tree["ema"] is None else "ema"
+            wanted = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                {name: tree[name]},
+            )
+            restored = checkpointer.restore(
+                path / "state",
+                args=ocp.args.PyTreeRestore(
+                    wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+            return restored[name]
 
     def close(self) -> None:
         """Waits for pending saves and releases the directory."""
@@ -143,9 +144,28 @@ class Checkpoints:
         self._manager.close()
 
 
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+@contextlib.contextmanager
+def _save_errors(path: Path) -> Iterator[None]:
+    """`disk_errors`, also for TensorStore, which puts the error's number into a ValueError."""
+    try:
+        with disk_errors(path):
+            yield
+    except ValueError as error:
+        if number := re.search(r"os_error_code='(\d+)'", str(error)):
+            with disk_errors(path):
+                raise OSError(int(number[1]), str(error)) from error
+        raise
+
+
+@contextlib.contextmanager
+def _damage(path: Path, what: str) -> Iterator[None]:
+    """Turns what Orbax raises for a file that is missing or cut (anything) into one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 160 else f"{reason[:160]}..."
+        raise UserError(f"{path}: {what} ({reason})") from error
 
 
 def load_eval_parameters(model_dir: Path, docid_fingerprint: str) -> tuple[Any, int]:
@@ -161,7 +181,7 @@ def load_eval_parameters(model_dir: Path, docid_fingerprint: str) -> tuple[Any, 
     Raises:
       UserError: no checkpoint, a damaged one, or one trained on other docids.
     """
-    checkpoints = Checkpoints(model_dir)
+    checkpoints = Checkpoints(model_dir, read_only=True)
     try:
         step = checkpoints.latest_step
         if step is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -12,15 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gr_jax.data import Batches
 from gr_jax.models import T5Config
-from gr_jax.training._checkpoints import Checkpoints, RunIdentity, abstract
+from gr_jax.training._checkpoints import Checkpoints, RunIdentity
 from gr_jax.training._metrics import MetricsWriter
 from gr_jax.training._optimizer import Optimizer, Schedule
 from gr_jax.training._partitioning import Partitioner, write_model_info
-from gr_jax.training._step import TrainState, init_state, train_step
+from gr_jax.training._step import TrainState, abstract_state, init_state, train_step
 
 
 class Interrupted(Exception):
@@ -95,12 +97,13 @@ def train(
     identity = RunIdentity(docid_fingerprint, model.to_json(), config.seed, total_steps)
     checkpoints = Checkpoints(model_dir, keep=config.keep)
     try:
-        state = init_state(
-            model, optimizer, partitioner, seed=config.seed, ema=config.ema_decay > 0
-        )
+        ema = config.ema_decay > 0
+        if (latest := checkpoints.latest_step) is None:
+            state = init_state(model, optimizer, partitioner, seed=config.seed, ema=ema)
+        else:
+            shapes = abstract_state(model, optimizer, partitioner, ema=ema)
+            state = checkpoints.restore(latest, shapes, identity)
         write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
-        if (latest := checkpoints.latest_step) is not None:
-            state = checkpoints.restore(latest, abstract(state), identity)
         first = int(state.step)
         metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
         run_step = step_function(config, model, optimizer, partitioner)
@@ -113,7 +116,7 @@ def train(
                     done = step + 1
                     reporter(done, batch, step_metrics, rate)
                     if done % config.save_period == 0 or done == total_steps or stopped.is_set():
-                        reporter.check(done)
+                        reporter.check(done, state)
                         checkpoints.save(done, state, identity)
                     if stopped.is_set() and done < total_steps:
                         checkpoints.wait()
@@ -202,10 +205,16 @@ class _Reporter:
         if done % self._period == 0 or done == self._total:
             self._flush(done)
 
-    def check(self, done: int) -> None:
-        """Refuses to go on to a save when the loss of the last step is not a number."""
-        if self._pending and not np.isfinite(self._pending[-1][1].loss):
+    def check(self, done: int, state: TrainState) -> None:
+        """Refuses to go on to a save when a parameter is not a number.
+
+        The losses say so only one step later: each is of the parameters before its step.
+        """
+        if np.isfinite(_sum(state.params)):
+            return
+        if self._pending:
             self._flush(done)
+        self._metrics.write(done, {"sum of parameters": math.nan})
 
     def _flush(self, done: int) -> None:
         values = jax.device_get([m for _, m in self._pending])
@@ -228,6 +237,11 @@ class _Reporter:
         self._pending, self._since = [], now
         if self._progress:
             self._progress(done, self._total, scalars)
+
+
+@jax.jit
+def _sum(tree: Any) -> jax.Array:
+    return jnp.stack([x.sum() for x in jax.tree.leaves(tree)]).sum()
 
 
 class _stop_signals:

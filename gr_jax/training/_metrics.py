@@ -31,7 +31,10 @@ class MetricsWriter:
     def __init__(self, directory: Path, *, first_step: int):
         """Opens `directory`/metrics.jsonl and an event file beside it."""
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import (
+            Event,  # pyright: ignore[reportAttributeAccessIssue]
+            SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
         self._path = Path(directory) / "metrics.jsonl"
         with disk_errors(self._path):
@@ -40,7 +43,7 @@ class MetricsWriter:
             with atomic_file(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), "utf-8")
             self._stream = self._path.open("a", encoding="utf-8")
-            # not a SummaryWriter: its thread loses events at a kill, and hangs when the disk is full
+            # not a SummaryWriter: its thread loses events at a kill and hangs on a full disk
             self._events = EventsWriter(str(self._path.parent / "events"))
             start = SessionLog(status=SessionLog.START)
             purge = Event(wall_time=time.time(), step=first_step + 1, session_log=start)
@@ -52,7 +55,9 @@ class MetricsWriter:
         Raises:
           UserError: a value is not a number: training has diverged.
         """
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import (
+            Event,  # pyright: ignore[reportAttributeAccessIssue]
+        )
         from tensorboardX.summary import scalar
 
         for name, value in scalars.items():

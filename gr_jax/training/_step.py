@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,14 +55,42 @@ def init_state(
     ema: bool = False,
 ) -> TrainState:
     """A fresh state, created in its shardings: no device ever holds more than its share."""
+    return _initializer(config, optimizer, partitioner, ema)(jax.random.key(seed))
+
+
+@functools.lru_cache(maxsize=8)
+def _initializer(
+    config: T5Config, optimizer: optax.GradientTransformation, partitioner: Partitioner, ema: bool
+) -> Callable[[Array], TrainState]:
     param_shardings = partitioner.parameters(config)
 
-    def init() -> TrainState:
-        params = init_parameters(config, jax.random.key(seed))
+    def init(key: Array) -> TrainState:
+        params = init_parameters(config, key)
         params = jax.lax.with_sharding_constraint(params, param_shardings)
         return _fresh(params, optimizer, ema)
 
-    return jax.jit(init, out_shardings=state_shardings(config, optimizer, partitioner, ema))()
+    return jax.jit(init, out_shardings=state_shardings(config, optimizer, partitioner, ema))
+
+
+def abstract_state(
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    *,
+    ema: bool = False,
+) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`'s result: what a checkpoint is restored to."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        _shapes(config, optimizer, ema),
+        state_shardings(config, optimizer, partitioner, ema),
+    )
+
+
+def _shapes(config: T5Config, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    return jax.eval_shape(
+        lambda: _fresh(init_parameters(config, jax.random.key(0)), optimizer, ema)
+    )
 
 
 def state_shardings(
@@ -71,9 +100,7 @@ def state_shardings(
     ema: bool,
 ) -> TrainState:
     """The sharding of every leaf of the state: moments go with their parameters."""
-    state = jax.eval_shape(
-        lambda: _fresh(init_parameters(config, jax.random.key(0)), optimizer, ema)
-    )
+    state = _shapes(config, optimizer, ema)
     params = {
         _names(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(

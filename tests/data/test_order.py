@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gr_jax.data import mixture_positions, permute
 
-quick = settings(deadline=None, derandomize=True, max_examples=200)
+quick = settings(deadline=None, derandomize=True, max_examples=100)
 
 
 # --- permute
@@ -27,7 +27,9 @@ def test_permute_is_a_bijection(size, seed):
 def test_a_seed_per_index_is_that_seeds_permutation(size, seeds):
     index = np.arange(len(seeds)) % size
     together = permute(index, size, np.array(seeds))
-    assert together.tolist() == [int(permute(i, size, s)) for i, s in zip(index, seeds, strict=True)]
+    assert together.tolist() == [
+        int(permute(i, size, s)) for i, s in zip(index, seeds, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("size", [2**31 + 11, 10**12, 2**62])
@@ -91,7 +93,9 @@ def test_permute_never_changes():
 @st.composite
 def mixtures(draw):
     k = draw(st.integers(1, 3))
-    rates = draw(st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.33, 1.0, 2.5]), min_size=k, max_size=k))
+    rates = draw(
+        st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.33, 1.0, 2.5]), min_size=k, max_size=k)
+    )
     sizes = draw(st.lists(st.integers(0, 12), min_size=k, max_size=k))
     if not any(r > 0 and n for r, n in zip(rates, sizes, strict=True)):
         rates[0], sizes[0] = 1.0, 5
@@ -137,7 +141,7 @@ def test_each_epoch_and_each_task_has_an_order_of_its_own():
 
 def test_a_step_is_pure():
     want = [mixture_positions(s, 7, [3, 2, 1], [50, 9, 30], 4) for s in range(20)]
-    np.random.seed(5)
+    np.random.seed(5)  # noqa: NPY002  what must not matter
     for s in reversed(range(20)):
         got = mixture_positions(s, 7, [3, 2, 1], [50, 9, 30], 4)
         np.testing.assert_array_equal(got, want[s])
@@ -147,8 +151,8 @@ def test_a_step_is_pure():
 def test_seeds_of_any_size():
     # dates and hashes are popular; (seed * 10**12) does not fit 64 bits
     seen = set()
-    for seed in (0, 20_240_101, 2**62, 2**64 + 1, 10**30, -1):
-        tasks, examples = mixture_positions(0, 100, [1], [100], seed)
+    for seed in (0, 20_240_101, 2**62 + 5, 2**64 + 1, 10**30, -1):
+        _, examples = mixture_positions(0, 100, [1], [100], seed)
         assert sorted(examples.tolist()) == list(range(100))
         seen.add(tuple(examples))
     assert len(seen) == 6

@@ -17,7 +17,7 @@ T5_1_1 = T5Config(
     head_dim=8,
     mlp_dim=20,
     num_encoder_layers=2,
-    num_decoder_layers=2,
+    num_decoder_layers=1,
 )
 # T5 1.0: one ReLU projection, tied output, text targets; buckets small enough to be left
 T5_1_0 = T5Config(
@@ -38,12 +38,12 @@ jit_logits = jax.jit(decode_train, static_argnums=0)
 
 
 @functools.cache
-def parameters_of(config: T5Config):
-    """Random parameters, none of them at its initial constant."""
+def parameters_of(config: T5Config, noise: float = 0.3):
+    """Random parameters; the noise leaves none of them at its initial constant."""
     tree = jax.jit(init_parameters, static_argnums=0)(config, jax.random.key(0))
     rng = np.random.default_rng(1)
     return jax.tree.map(
-        lambda x: (np.asarray(x) + 0.3 * rng.standard_normal(x.shape)).astype(np.float32), tree
+        lambda x: (np.asarray(x) + noise * rng.standard_normal(x.shape)).astype(np.float32), tree
     )
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gr_jax.models import (
     T5Config,
@@ -165,7 +164,7 @@ def test_packing_changes_neither_logits_nor_loss_nor_gradients(config):
 
 
 def test_bfloat16_stays_near_float32():
-    params = parameters_of(T5_1_1)
+    params = parameters_of(T5_1_1, noise=0.0)
     half = dataclasses.replace(T5_1_1, dtype="bfloat16")
     batch = padded_batch()
     real = batch["decoder_segment_ids"] > 0
@@ -174,8 +173,8 @@ def test_bfloat16_stays_near_float32():
     assert rough.dtype == jnp.float32
     encoded = encode(half, params, jnp.asarray(batch["encoder_input_tokens"]))
     assert encoded.dtype == jnp.bfloat16
-    difference = np.abs(np.asarray(rough)[real] - exact)
-    assert 0 < difference.max() < 0.1 * exact.std() + 0.1
+    difference = np.asarray(rough)[real] - exact
+    assert 0 < difference.std() < 0.03 * exact.std()
     gradient = jax.jit(jax.grad(mean_loss), static_argnums=2)(params, batch, half)
     assert {g.dtype for g in jax.tree.leaves(gradient)} == {np.dtype("float32")}
     exact_gradient = jax.jit(jax.grad(mean_loss), static_argnums=2)(params, batch, T5_1_1)
@@ -202,13 +201,3 @@ class TestDropout:
         np.testing.assert_array_equal(on, self.logits(self.config, jax.random.key(1)))
         assert np.abs(on - self.logits(self.config, jax.random.key(2))).max() > 1e-3
         assert np.abs(on - self.logits(self.config, None)).max() > 1e-3
-
-    @pytest.mark.parametrize("side", ["encoder", "decoder"])
-    def test_both_stacks_drop(self, side):
-        """With the other stack's sub-layers silenced, the logits still depend on the key."""
-        params = jax.tree.map(np.copy, parameters_of(T5_1_1))
-        other = {"encoder": "decoder", "decoder": "encoder"}[side]
-        params[other]["layers_0"]["mlp"]["wo"]["kernel"] *= 0
-        params[other]["layers_1"]["mlp"]["wo"]["kernel"] *= 0
-        a, b = (jit_logits(self.config, params, padded_batch(), jax.random.key(k)) for k in (1, 2))
-        assert np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-3

@@ -1,0 +1,212 @@
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_jax.data import Batches, MixtureCache, TaskCache, mixture_positions
+from gr_jax.data._batches import pack_first_fit
+
+quick = settings(deadline=None, derandomize=True, max_examples=100)
+
+
+def make_cache(sizes=(20, 7), rates=(0.6, 0.4), longest=12, targets=3, seed=0) -> MixtureCache:
+    """Examples of random lengths; no two have the same inputs."""
+    rng = np.random.default_rng(seed)
+    tasks, unique = [], 100
+    for t, size in enumerate(sizes):
+        tokens, offsets = {}, {}
+        for feature, most in (("inputs", longest), ("targets", targets)):
+            lengths = rng.integers(1, most + 1, size)
+            offsets[feature] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            tokens[feature] = rng.integers(2, 99, lengths.sum()).astype(np.int32)
+        tokens["inputs"][offsets["inputs"][:-1]] = unique + np.arange(size)
+        unique += size
+        tasks.append(TaskCache(f"task{t}", tokens, offsets))
+    return MixtureCache(tuple(tasks), tuple(rates))
+
+
+def make_batches(**changes) -> Batches:
+    return Batches(
+        **(
+            {
+                "cache": make_cache(),
+                "batch_size": 16,
+                "row_length": 24,
+                "max_targets": 4,
+                "target_length": 3,
+                "row_multiple": 4,
+                "seed": 0,
+            }
+            | changes
+        )
+    )
+
+
+def read_back(arrays) -> Counter:
+    """The (inputs, targets) examples that a batch's arrays hold, by segment; checks the shift."""
+    found = Counter()
+    for row in range(len(arrays["encoder_input_tokens"])):
+        encoder, decoder = arrays["encoder_segment_ids"][row], arrays["decoder_segment_ids"][row]
+        for segments in (encoder, decoder):
+            real = segments[segments > 0]
+            # 1, 2, .. in order from the left without gaps; 0 only after them
+            assert (np.diff(real) >= 0).all() and (segments[len(real) :] == 0).all()
+            assert sorted(set(real.tolist())) == list(range(1, encoder.max() + 1))
+        for name, segments in (
+            ("encoder_input_tokens", encoder),
+            ("decoder_input_tokens", decoder),
+            ("decoder_target_tokens", decoder),
+        ):
+            assert (arrays[name][row][segments == 0] == 0).all()
+        for segment in range(1, encoder.max() + 1):
+            inputs = arrays["encoder_input_tokens"][row][encoder == segment]
+            targets = arrays["decoder_target_tokens"][row][decoder == segment]
+            shifted = arrays["decoder_input_tokens"][row][decoder == segment]
+            assert shifted.tolist() == [0, *targets[:-1].tolist()]
+            found[tuple(inputs.tolist()), tuple(targets.tolist())] += 1
+    return found
+
+
+def wanted(batches: Batches, step: int) -> Counter:
+    cache = batches.cache
+    positions = mixture_positions(step, batches.batch_size, cache.rates, cache.sizes, batches.seed)
+    return Counter(
+        tuple(tuple(cache.tasks[t].example(f, e).tolist()) for f in ("inputs", "targets"))
+        for t, e in zip(*positions, strict=True)
+    )
+
+
+@quick
+@given(
+    step=st.integers(0, 10**6),
+    batch_size=st.integers(1, 40),
+    row_length=st.integers(12, 60),
+    max_targets=st.integers(1, 6),
+    row_multiple=st.sampled_from([1, 4, 8]),
+    seed=st.integers(0, 2**32),
+    pack=st.booleans(),
+)
+def test_every_example_of_a_step_is_there_once(step, **changes):
+    batches = make_batches(**changes)
+    batch = batches(step)
+    found = read_back(batch.arrays)
+    assert found == wanted(batches, step)
+    assert batch.examples == batches.batch_size == found.total()
+    assert batch.tokens == sum(len(inputs) * n for (inputs, _), n in found.items())
+    assert batch.tokens == (batch.arrays["encoder_segment_ids"] > 0).sum()
+    rows, length = batch.arrays["encoder_input_tokens"].shape
+    per_row = batches.max_targets if batches.pack else 1
+    assert length == batches.row_length and rows % batches.row_multiple == 0
+    assert batch.arrays["encoder_segment_ids"].max() <= per_row
+    assert {a.shape[0] for a in batch.arrays.values()} == {rows}
+    assert {a.dtype for a in batch.arrays.values()} == {np.dtype(np.int32)}
+    for name in ("decoder_input_tokens", "decoder_target_tokens", "decoder_segment_ids"):
+        assert batch.arrays[name].shape == (rows, per_row * batches.target_length)
+    # no rows beyond what the multiple asks for
+    used = (batch.arrays["encoder_segment_ids"] > 0).any(axis=1).sum()
+    assert rows - used < batches.row_multiple
+
+
+def test_without_packing_an_example_has_a_row():
+    batch = make_batches(pack=False, row_multiple=1)(3)
+    assert batch.arrays["encoder_input_tokens"].shape == (16, 24)
+    assert batch.arrays["decoder_target_tokens"].shape == (16, 3)
+
+
+def test_packing_saves_rows():
+    packed = make_batches(batch_size=64, row_length=48, max_targets=16, row_multiple=1)(0)
+    rows = len(packed.arrays["encoder_input_tokens"])
+    assert packed.tokens / (rows * 48) > 0.85  # what is not padding
+
+
+def test_a_task_without_examples_is_passed_over():
+    batches = make_batches(cache=make_cache(sizes=(9, 0, 4), rates=(0.2, 0.5, 0.3)))
+    assert read_back(batches(2).arrays) == wanted(batches, 2)
+
+
+def test_any_order_of_asking_gives_the_same():
+    batches, again = make_batches(), make_batches()
+    first = {step: batches(step).arrays for step in range(12)}
+    for step in (11, 3, 0, 7, 3):
+        for name, array in again(step).arrays.items():
+            np.testing.assert_array_equal(array, first[step][name])
+    other = make_batches(seed=1)(0).arrays["encoder_input_tokens"]
+    assert not np.array_equal(other, first[0]["encoder_input_tokens"])
+
+
+_ELSEWHERE = """
+import hashlib, sys
+from tests.data.test_batches import make_batches
+arrays = make_batches()(int(sys.argv[1])).arrays
+print(hashlib.sha256(b"".join(arrays[n].tobytes() for n in sorted(arrays))).hexdigest())
+"""
+
+
+def test_another_process_gives_the_same():
+    arrays = make_batches()(41).arrays
+    here = hashlib.sha256(b"".join(arrays[n].tobytes() for n in sorted(arrays))).hexdigest()
+    there = subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE, "41"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "5"},
+        timeout=100,
+    )
+    assert there.stdout.strip() == here
+
+
+# --- packing
+
+
+@settings(quick, max_examples=300)
+@given(
+    lengths=st.lists(st.integers(1, 10), max_size=40),
+    row_length=st.integers(10, 30),
+    most=st.integers(1, 8),
+)
+def test_first_fit_decreasing(lengths, row_length, most):
+    rows = pack_first_fit(np.array(lengths, np.int64), row_length, most)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    used = [sum(lengths[i] for i in row) for row in rows]
+    assert all(0 < u <= row_length and len(row) <= most for u, row in zip(used, rows, strict=True))
+    # the plainest first-fit-decreasing gives the very same rows
+    plain: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for row in plain:
+            if len(row) < most and sum(lengths[j] for j in row) + lengths[i] <= row_length:
+                row.append(i)
+                break
+        else:
+            plain.append([i])
+    assert rows == plain
+    if most >= len(lengths):  # only room limits: no two rows could be one
+        assert all(a + b > row_length for n, a in enumerate(used) for b in used[:n])
+
+
+def test_packing_is_quick():
+    lengths = np.random.default_rng(0).integers(4, 64, 2048)
+    start = time.perf_counter()
+    rows = pack_first_fit(lengths, 256, 32)
+    assert time.perf_counter() - start < 1
+    assert len(rows) * 256 < 1.03 * lengths.sum()
+
+
+def test_a_batch_larger_than_the_corpus_repeats_examples():
+    batches = make_batches(cache=make_cache(sizes=(3,), rates=(1.0,)), batch_size=10)
+    assert sorted(read_back(batches(0).arrays).values()) == [3, 3, 4]
+
+
+@pytest.mark.parametrize("multiple", [1, 3, 8])
+def test_padding_rows_are_empty(multiple):
+    batch = make_batches(batch_size=1, row_multiple=multiple)(0)
+    assert len(batch.arrays["encoder_input_tokens"]) == multiple
+    for array in batch.arrays.values():
+        assert not array[1:].any()

@@ -1,0 +1,211 @@
+"""The step on one device and on meshes: shardings, losses, memorisation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from gr_jax.errors import UserError
+from gr_jax.models import T5Config, init_parameters
+from gr_jax.training import (
+    Optimizer,
+    Partitioner,
+    TrainConfig,
+    init_state,
+    make_mesh,
+    measure_steps,
+    write_model_info,
+)
+from gr_jax.training._loop import step_function
+from gr_jax.training._step import abstract_state
+from tests.training.tiny_run import MODEL, TRAINER, make_batches, partitioner
+
+MESHES = [(8, 1), (8, 2), (8, 4)]  # devices, model_parallel: 8x1, 4x2, 2x4
+
+
+def run(on: Partitioner, config: TrainConfig, steps: int, rate: float = 1e-2):
+    optimizer = config.optimizer.make()
+    state = init_state(MODEL, optimizer, on, seed=5, ema=config.ema_decay > 0)
+    step_of = step_function(config, MODEL, optimizer, on)
+    batches, losses = make_batches(), []
+    for step in range(steps):
+        state, metrics = step_of(state, batches(step).arrays, rate)
+        losses.append(float(metrics.loss))
+    return state, losses
+
+
+CONFIG = dataclasses.replace(TRAINER, ema_decay=0.9, label_smoothing=0.1, z_loss=1e-3)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return run(partitioner(), CONFIG, 5)
+
+
+@pytest.mark.parametrize(("devices", "model_parallel"), MESHES)
+def test_losses_and_parameters_are_those_of_one_device(devices, model_parallel, on_one_device):
+    expected_state, expected = on_one_device
+    assert len(set(expected)) == 5
+    on = partitioner(devices, model_parallel)
+    state, losses = run(on, CONFIG, 5)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for name in ("params", "ema"):
+        for a, b in zip(
+            jax.tree.leaves(getattr(state, name)),
+            jax.tree.leaves(getattr(expected_state, name)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
+    # the step keeps the shardings it was given
+    wanted = abstract_state(MODEL, CONFIG.optimizer.make(), on, ema=True)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+@pytest.mark.parametrize(("devices", "model_parallel"), MESHES)
+def test_moments_and_average_stand_where_their_parameter_does(name, devices, model_parallel):
+    state = abstract_state(
+        MODEL, Optimizer(name=name).make(), partitioner(devices, model_parallel), ema=True
+    )
+    params = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+    on_model = PartitionSpec(None, "model")
+    expected = {
+        "['token_embedder']['embedding']": PartitionSpec("model", None),
+        "['target_embedder']['embedding']": PartitionSpec("model", None),
+        "['decoder']['logits_dense']['kernel']": on_model,
+        "['encoder']['layers_0']['mlp']['wi_0']['kernel']": on_model,
+        "['encoder']['layers_0']['mlp']['wo']['kernel']": PartitionSpec("model", None),
+        "['decoder']['layers_0']['self_attention']['query']['kernel']": on_model,
+        "['encoder']['relpos_bias']['rel_embedding']": PartitionSpec("model", None),
+        "['encoder']['encoder_norm']['scale']": PartitionSpec(None),
+    }
+    for path, spec in expected.items():
+        leaf = params[path]
+        wanted = jax.sharding.NamedSharding(leaf.sharding.mesh, spec)
+        assert leaf.sharding.is_equivalent_to(wanted, len(leaf.shape)), path
+    moments = 0
+    for tree in (state.opt_state, state.ema):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            whole = jax.tree_util.keystr(path)
+            owner = next((p for p in params if whole.endswith(p)), None)
+            if owner and params[owner].shape == leaf.shape:
+                assert leaf.sharding == params[owner].sharding, whole
+                moments += 1
+            else:
+                assert leaf.sharding.is_fully_replicated
+    count = len(params)
+    small = 12  # norms: adafactor keeps a full second moment of vectors only
+    assert moments >= {"adamw": 3 * count, "muon": 2 * count, "adafactor": count + small // 2}[name]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_each_optimizer_memorises(name):
+    rate = {"adamw": 1e-2, "muon": 1e-2, "adafactor": 3e-2}[name]
+    config = dataclasses.replace(TRAINER, optimizer=Optimizer(name=name))
+    _, losses = run(partitioner(), config, 60, rate)
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+
+
+def test_average_follows_the_parameters_with_a_short_memory_at_first():
+    optimizer = CONFIG.optimizer.make()
+    on = partitioner()
+    state = init_state(MODEL, optimizer, on, seed=5, ema=True)
+    step_of = step_function(CONFIG, MODEL, optimizer, on)
+    average = np.asarray(state.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"])
+    for step in range(3):
+        state, _ = step_of(state, make_batches()(step).arrays, 1e-2)
+        now = np.asarray(state.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"])
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * now
+    ema = state.ema["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
+    np.testing.assert_allclose(ema, average, rtol=1e-4, atol=1e-6)
+    assert np.abs(average - now).max() > 1e-4
+    assert state.eval_params is state.ema
+    assert state._replace(ema=None).eval_params is state.params
+
+
+def test_initial_state_is_the_same_on_every_mesh_and_is_the_seeds():
+    one, sharded, other = (
+        init_state(MODEL, TRAINER.optimizer.make(), on, seed=seed)
+        for on, seed in ((partitioner(), 1), (partitioner(8, 4), 1), (partitioner(), 2))
+    )
+    plain = init_parameters(MODEL, jax.random.key(1))
+    for a, b, c in zip(*map(jax.tree.leaves, (one.params, sharded.params, plain)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+    assert (
+        one.params["token_embedder"]["embedding"] != other.params["token_embedder"]["embedding"]
+    ).any()
+
+
+@pytest.mark.parametrize(
+    ("field", "size"), [("num_heads", 3), ("mlp_dim", 7), ("vocab_size", 33),
+                        ("target_vocab_size", 17)]
+)  # fmt: skip
+def test_sizes_that_do_not_divide_are_refused_by_name(field, size):
+    config = dataclasses.replace(MODEL, **{field: size})
+    partitioner(8, 1).parameters(config)
+    with pytest.raises(UserError, match=rf"T5Config\.{field}={size} .*model axis of 2"):
+        partitioner(8, 2).parameters(config)
+
+
+@pytest.mark.parametrize("model_parallel", [0, 3, 16, -1])
+def test_meshes_that_do_not_divide_are_refused(model_parallel):
+    with pytest.raises(UserError, match=f"model_parallel={model_parallel} does not divide the 8"):
+        make_mesh(model_parallel)
+
+
+def test_batches_are_split_by_rows():
+    on = partitioner(8, 2)
+    batch = on.put_batch({"a": np.arange(24).reshape(8, 3)})["a"]
+    assert on.data_parallel == 4
+    assert {s.data.shape for s in batch.addressable_shards} == {(2, 3)}
+    np.testing.assert_array_equal(batch, np.arange(24).reshape(8, 3))
+
+
+def test_model_info(tmp_path):
+    config = T5Config(vocab_size=40, target_vocab_size=12, emb_dim=8, num_heads=2, mlp_dim=16,
+                      num_encoder_layers=1, num_decoder_layers=1)  # fmt: skip
+    params = jax.eval_shape(lambda: init_parameters(config, jax.random.key(0)))
+    write_model_info(tmp_path / "info.txt", config, params)
+    lines = (tmp_path / "info.txt").read_text("utf-8").splitlines()
+    leaves = jax.tree.leaves(params)
+    assert len(lines) == len(leaves) + 1
+    by_name = {line.split()[1]: line for line in lines[:-1]}
+    assert by_name["token_embedder/embedding"].split(maxsplit=2)[2].split() == (
+        "size 320 shape (vocab=40, embed=8)".split()
+    )
+    assert by_name["decoder/logits_dense/kernel"].endswith("shape (embed=8, vocab=12)")
+    assert by_name["encoder/layers_0/attention/query/kernel"].endswith("(embed=8, joined_kv=128)")
+    total = sum(x.size for x in leaves)
+    assert lines[-1] == f"Total number of parameters: {total}"
+    assert sum(int(line.split()[3]) for line in lines[:-1]) == total
+
+
+def test_dropout_depends_on_the_step_and_the_seed():
+    config = dataclasses.replace(MODEL, dropout_rate=0.5)
+    on = partitioner()
+
+    def loss(seed: int, done: int) -> float:
+        trainer = dataclasses.replace(TRAINER, seed=seed)
+        optimizer = trainer.optimizer.make()
+        state = init_state(config, optimizer, on, seed=1)
+        state = state._replace(step=jnp.full((), done, jnp.int32))
+        _, metrics = step_function(trainer, config, optimizer, on)(
+            state, make_batches()(0).arrays, 0.0
+        )
+        return float(metrics.loss)
+
+    assert loss(1, 0) == loss(1, 0)
+    assert len({loss(1, 0), loss(1, 1), loss(2, 0)}) == 3
+
+
+def test_measure_steps():
+    assert 0 < measure_steps(TRAINER, MODEL, make_batches(), partitioner(), timed=3) < 5
