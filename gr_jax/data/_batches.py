@@ -104,7 +104,7 @@ class Batches:
 
 
 def pack_first_fit(
-    lengths: Int[np.ndarray, n], row_length: int, max_per_row: int
+    lengths: Int[np.ndarray, " n"], row_length: int, max_per_row: int
 ) -> list[list[int]]:
     """First-fit-decreasing bin packing.
 

@@ -35,18 +35,18 @@ class TaskCache:
     """
 
     name: str
-    tokens: Mapping[str, Int[np.ndarray, tokens]]
-    offsets: Mapping[str, Int[np.ndarray, examples_1]]
+    tokens: Mapping[str, Int[np.ndarray, " total"]]
+    offsets: Mapping[str, Int[np.ndarray, " examples_1"]]
 
     def __len__(self) -> int:
         return len(self.offsets["inputs"]) - 1
 
-    def lengths(self, feature: str, examples: Int[np.ndarray, n]) -> Int[np.ndarray, n]:
+    def lengths(self, feature: str, examples: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Number of tokens of each example."""
         offsets = self.offsets[feature]
         return (offsets[examples + 1] - offsets[examples]).astype(np.int64)
 
-    def example(self, feature: str, index: int) -> Int[np.ndarray, length]:
+    def example(self, feature: str, index: int) -> Int[np.ndarray, " length"]:
         """The tokens of one example."""
         offsets = self.offsets[feature]
         return self.tokens[feature][offsets[index] : offsets[index + 1]]

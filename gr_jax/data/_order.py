@@ -71,7 +71,7 @@ def permute(
 
 def mixture_positions(
     step: int, batch_size: int, rates: Sequence[float], sizes: Sequence[int], seed: int
-) -> tuple[Int[np.ndarray, batch], Int[np.ndarray, batch]]:
+) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
     """The examples of one step.
 
     After any number of steps each task has been read `rate * examples` times to within one (for up

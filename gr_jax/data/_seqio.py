@@ -44,7 +44,7 @@ def register_task(
     _forget(seqio.TaskRegistry, name)
     return seqio.TaskRegistry.add(
         name,
-        source=seqio.TextLineDataSource({"train": str(examples)}),
+        source=seqio.TextLineDataSource({"train": str(examples)}),  # pyright: ignore[reportArgumentType]
         preprocessors=[
             _parse_line,
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),

@@ -117,7 +117,7 @@ class HierarchicalKMeans:
 
 def _split(
     embeddings: Float[np.ndarray, "n d"],
-    members: Int[np.ndarray, m],
+    members: Int[np.ndarray, " m"],
     branching: tuple[int, ...],
     level: int,
     codes: Int[np.ndarray, "n levels"],
@@ -135,7 +135,7 @@ def _split(
         _split(embeddings, inside, branching, level + 1, codes, seed + 1)
 
 
-def _order_of(points: Float[np.ndarray, "m d"]) -> Int[np.ndarray, m]:
+def _order_of(points: Float[np.ndarray, "m d"]) -> Int[np.ndarray, " m"]:
     """Numbers the documents of a leaf along their main direction: neighbours get close codes."""
     centred = points - points.mean(axis=0)
     if len(points) < 3 or not centred.any():
@@ -147,7 +147,7 @@ def _order_of(points: Float[np.ndarray, "m d"]) -> Int[np.ndarray, m]:
 
 def _balanced_kmeans(
     points: Float[np.ndarray, "m d"], clusters: int, capacity: int, seed: int
-) -> Int[np.ndarray, m]:
+) -> Int[np.ndarray, " m"]:
     """k-means labels with at most `capacity` points in each of at most `clusters` clusters."""
     from sklearn.cluster import KMeans
 
@@ -158,7 +158,7 @@ def _balanced_kmeans(
     if len(points) > _FIT_SAMPLE:
         rows = np.random.default_rng(seed).choice(len(points), _FIT_SAMPLE, replace=False)
         sample = points[np.sort(rows)]
-    centres = KMeans(fitted, n_init=1, random_state=seed).fit(sample).cluster_centers_
+    centres = KMeans(fitted, n_init="auto", random_state=seed).fit(sample).cluster_centers_
     if fitted < clusters:  # identical documents: their copies of a centre only add room
         centres = centres[np.arange(clusters) % fitted]
     distance = (
@@ -167,7 +167,9 @@ def _balanced_kmeans(
     return _assign_with_capacity(distance, capacity)
 
 
-def _assign_with_capacity(distance: Float[np.ndarray, "m k"], capacity: int) -> Int[np.ndarray, m]:
+def _assign_with_capacity(
+    distance: Float[np.ndarray, "m k"], capacity: int
+) -> Int[np.ndarray, " m"]:
     """Each point to its nearest cluster with room.
 
     When a cluster is over-full, the points that lose least by moving move on, each to the nearest

@@ -36,7 +36,7 @@ class DocidVocabulary:
     eos: bool = False
 
     @functools.cached_property
-    def offsets(self) -> Int[np.ndarray, levels]:
+    def offsets(self) -> Int[np.ndarray, " levels"]:
         """Token of code 0 of each level."""
         return _FIRST_CODE_ID + np.concatenate([[0], np.cumsum(self.level_sizes)[:-1]]).astype(int)
 
@@ -119,7 +119,7 @@ class DocidMap:
         return len(self.doc_ids)
 
     @functools.cached_property
-    def sorted_order(self) -> Int[np.ndarray, n]:
+    def sorted_order(self) -> Int[np.ndarray, " n"]:
         """Documents in lexicographic order of their docids (a prefix first), then corpus order."""
         return np.lexsort(self.codes.T[::-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -37,15 +38,15 @@ def tfidf_svd_embeddings(
         max_features=200_000,
     )
     try:
-        tfidf = vectorizer.fit_transform(texts)
+        tfidf: Any = vectorizer.fit_transform(texts)
     except ValueError:  # nothing but stop words: every document looks alike
         return np.zeros((len(texts), 1), np.float32)
-    dimensions = min(dimensions, min(tfidf.shape) - 1)  # pyright: ignore[reportAttributeAccessIssue]
+    dimensions = min(dimensions, min(tfidf.shape) - 1)
     if dimensions < 1:
-        return np.asarray(tfidf.todense(), np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        return np.asarray(tfidf.todense(), np.float32)
     with np.errstate(invalid="ignore"):  # the variance of identical documents, which is not read
         reduced = TruncatedSVD(dimensions, random_state=seed).fit_transform(tfidf)
-    return normalize(reduced).astype(np.float32)
+    return np.asarray(normalize(reduced), np.float32)
 
 
 def load_embeddings(path: Path, documents: int) -> Float[np.ndarray, "n d"]:

@@ -40,7 +40,7 @@ def count_parameters(parameters: Parameters) -> int:
     return sum(x.size for x in jax.tree.leaves(parameters))
 
 
-def _apply(config: T5Config, parameters: Parameters, method: str, *args, **kwargs):
+def _apply(config: T5Config, parameters: Parameters, method: str, *args, **kwargs) -> Any:
     return T5(config).apply({"params": parameters}, *args, method=method, **kwargs)
 
 

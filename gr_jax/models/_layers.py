@@ -28,6 +28,14 @@ def _activation(name: str) -> Callable[[Array], Array]:
     return (lambda x: x) if name == "linear" else getattr(nn, name)
 
 
+def _parameter(
+    module: nn.Module, name: str, init: Callable, axes: tuple[str, ...], shape: tuple[int, ...]
+) -> Array:
+    """A float32 parameter with a logical name for each axis."""
+    boxed = nn.with_logical_partitioning(init, axes)
+    return module.param(name, boxed, shape, jnp.float32)  # pyright: ignore[reportReturnType]
+
+
 @jax.custom_vjp
 def _matmul(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     """`x @ kernel`, whose gradients are contractions that XLA's CPU backend has fast kernels for.
@@ -70,12 +78,7 @@ class Dense(nn.Module):
         def init(key, shape, dtype):
             return self.kernel_init(key, shape, dtype) * self.init_scale
 
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, self.axes),
-            (x.shape[-1], self.features),
-            jnp.float32,
-        )
+        kernel = _parameter(self, "kernel", init, self.axes, (x.shape[-1], self.features))
         return _matmul(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
@@ -89,12 +92,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Returns `x` with unit root mean square, times `scale`."""
         x = x.astype(jnp.float32)
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-            (x.shape[-1],),
-            jnp.float32,
-        )
+        scale = _parameter(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
         y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (y * scale).astype(self.dtype)
 
@@ -109,12 +107,9 @@ class Embed(nn.Module):
 
     def setup(self):
         """Creates the table."""
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(self.init), ("vocab", "embed")),
-            (self.num_embeddings, self.features),
-            jnp.float32,
-        )
+        init = nn.initializers.normal(self.init)
+        shape = (self.num_embeddings, self.features)
+        self.embedding = _parameter(self, "embedding", init, ("vocab", "embed"), shape)
 
     def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
         """Returns the rows of `ids`."""
@@ -162,15 +157,9 @@ class RelativePositionBias(nn.Module):
     def __call__(self, query_positions: np.ndarray, key_positions: np.ndarray):
         """Returns biases [1, heads, queries, keys] for static integer positions."""
         c = self.config
-        table = self.param(
-            "rel_embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
-                ("heads", "relpos_buckets"),
-            ),
-            (c.num_heads, c.relpos_buckets),
-            jnp.float32,
-        )
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        shape = (c.num_heads, c.relpos_buckets)
+        table = _parameter(self, "rel_embedding", init, ("heads", "relpos_buckets"), shape)
         buckets = relative_position_bucket(
             key_positions[None, :] - query_positions[:, None],
             bidirectional=self.bidirectional,

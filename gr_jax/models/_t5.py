@@ -90,7 +90,10 @@ class DecoderLayer(nn.Module):
             values = jnp.concatenate([past[1], values], axis=2)
         x = x + self.self_attention.attend_own(h, keys, values, bias)
         h = self.pre_cross_attention_layer_norm(x)
-        x = x + self.encoder_decoder_attention.attend_shared(h, *cross, source_mask)
+        encoder_key, encoder_value = cross
+        x = x + self.encoder_decoder_attention.attend_shared(
+            h, encoder_key, encoder_value, source_mask
+        )
         x = x + self.mlp(self.pre_mlp_layer_norm(x), True)
         return x, (key, value)
 

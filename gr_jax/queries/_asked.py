@@ -74,7 +74,7 @@ def learn_asked_words(tables: WordTables, *, seed: int = 0) -> AskedLogits | Non
     return logits
 
 
-def _query_log_ratio(tables: WordTables) -> Float[np.ndarray, v]:
+def _query_log_ratio(tables: WordTables) -> Float[np.ndarray, " v"]:
     """Log of a word's share of the queries over its share of the corpus, smoothed."""
     corpus = np.bincount(
         tables.documents[tables.documents >= 0], minlength=len(tables.vocabulary)
@@ -87,7 +87,7 @@ def _query_log_ratio(tables: WordTables) -> Float[np.ndarray, v]:
 
 def _features(
     tables: WordTables,
-    rates: Float[np.ndarray, v],
+    rates: Float[np.ndarray, " v"],
     suffixes: Float[np.ndarray, "v s"],
     row: int,
     sentence: int,

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from gr_jax.queries._asked import IMPOSSIBLE, AskedLogits, learn_asked_words
 from gr_jax.queries._tables import BLANK, NONE, WordTables
 
-Rows = Int[np.ndarray, "batch"]
+Rows = Int[np.ndarray, " batch"]
 Slots = Int[np.ndarray, "batch slots"]
 _FAR = 10**6  # a position after every word
 
@@ -171,7 +171,7 @@ class Samplers:
             parts.insert(2, np.where(wanted, extra, NONE))
         return np.concatenate(parts, axis=1)
 
-    def _any_sentence(self, rng: np.random.Generator, rows: Rows) -> Int[np.ndarray, batch]:
+    def _any_sentence(self, rng: np.random.Generator, rows: Rows) -> Int[np.ndarray, " batch"]:
         return (rng.random(len(rows)) * self.tables.sentences[rows]).astype(np.int64)
 
     def _asked_about(
@@ -212,7 +212,7 @@ class Samplers:
 
 
 def _best_positions(
-    score: Float[np.ndarray, "batch words"], count: Int[np.ndarray, batch], most: int
+    score: Float[np.ndarray, "batch words"], count: Int[np.ndarray, " batch"], most: int
 ) -> Int[np.ndarray, "batch most"]:
     """The `count` best-scored positions of each row, in text order; `_FAR` fills up."""
     most = min(most, score.shape[1])

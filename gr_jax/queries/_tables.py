@@ -66,8 +66,8 @@ class QuestionStyle:
 
     skeletons: Int[np.ndarray, "n words"]
     starts: Int[np.ndarray, "n 3"]
-    function_words: Int[np.ndarray, m]
-    content_words: Int[np.ndarray, k]
+    function_words: Int[np.ndarray, " m"]
+    content_words: Int[np.ndarray, " k"]
 
 
 # Where a corpus has no training queries: how people start to ask for something.
@@ -142,7 +142,7 @@ class WordTables:
         self.query_rows = np.array([row for _, row in training], np.int64)
         self._start_ids = [[word_id(w) for w in s.split()] for s in _DEFAULT_STARTS]
         self.vocabulary: Sequence[str] = list(ids)
-        self.is_stop: Bool[np.ndarray, v] = np.array([w in STOP_WORDS for w in ids], bool)
+        self.is_stop: Bool[np.ndarray, " v"] = np.array([w in STOP_WORDS for w in ids], bool)
 
     def _read(self, row: int, text: str, word_id) -> None:
         position = sentence = 0
@@ -164,7 +164,7 @@ class WordTables:
                 break
 
     @functools.cached_property
-    def idf(self) -> Float[np.ndarray, v]:
+    def idf(self) -> Float[np.ndarray, " v"]:
         """log(1 + (N - df + .5) / (df + .5)), df counting body and title."""
         n = len(self.documents)
         df = np.zeros(len(self.vocabulary))
@@ -195,7 +195,7 @@ class WordTables:
         return table
 
     @functools.cached_property
-    def query_counts(self) -> Int[np.ndarray, v]:
+    def query_counts(self) -> Int[np.ndarray, " v"]:
         """How often each word stands in the training queries."""
         flat = [w for query in self.queries for w in query]
         return np.bincount(flat, minlength=len(self.vocabulary)).astype(np.int64)
@@ -217,8 +217,8 @@ class WordTables:
 
 def _learn_style(
     queries: Sequence[Sequence[int]],
-    counts: Int[np.ndarray, v],
-    is_stop: Bool[np.ndarray, v],
+    counts: Int[np.ndarray, " v"],
+    is_stop: Bool[np.ndarray, " v"],
     *,
     frequent: int = 200,
     longest: int = 24,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +26,14 @@ class RunIdentity:
       model: the `T5Config`, as JSON.
       seed: of initialisation, order and dropout.
       total_steps: the schedule's length.
+      training: whatever else the parameters depend on (optimizer, schedule, batch size), as JSON.
     """
 
     docid_fingerprint: str
     model: str
     seed: int
     total_steps: int
+    training: str = "{}"
 
 
 class Checkpoints:
@@ -104,7 +107,7 @@ class Checkpoints:
             ours, theirs = getattr(identity, field.name), getattr(saved, field.name)
             if ours != theirs:
                 raise UserError(
-                    f"{path}: made with {field.name}={theirs}, this run has {ours}; "
+                    f"{path}: made with {_difference(field.name, theirs, ours)}; "
                     "use another model directory"
                 )
         with _damage(path, "damaged, or made with another optimizer or without ema_decay"):
@@ -142,6 +145,16 @@ class Checkpoints:
         """Waits for pending saves and releases the directory."""
         self.wait()
         self._manager.close()
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    """The first thing in which two settings differ, with both values."""
+    if isinstance(theirs, str) and theirs.startswith("{"):
+        theirs, ours = json.loads(theirs), json.loads(ours)
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        key = next(k for k in sorted(theirs | ours) if theirs.get(k) != ours.get(k))
+        return _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
+    return f"{name}={theirs}, this run has {ours}"
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import json
 import math
 import signal
 import threading
@@ -94,7 +95,13 @@ def train(
         not a number.
     """
     optimizer = config.optimizer.make()
-    identity = RunIdentity(docid_fingerprint, model.to_json(), config.seed, total_steps)
+    identity = RunIdentity(
+        docid_fingerprint=docid_fingerprint,
+        model=model.to_json(),
+        seed=config.seed,
+        total_steps=total_steps,
+        training=_what_decides(config, batches),
+    )
     checkpoints = Checkpoints(model_dir, keep=config.keep)
     try:
         ema = config.ema_decay > 0
@@ -126,6 +133,16 @@ def train(
     finally:
         checkpoints.close()
     return state
+
+
+def _what_decides(config: TrainConfig, batches: Batches) -> str:
+    """The settings, beside model and seed, that the trained parameters depend on, as JSON."""
+    settings = dataclasses.asdict(config)
+    kept = ("schedule", "optimizer", "label_smoothing", "z_loss", "ema_decay")
+    return json.dumps(
+        {name: settings[name] for name in kept} | {"batch_size": batches.batch_size},
+        sort_keys=True,
+    )
 
 
 def step_function(

@@ -7,6 +7,7 @@ looks at how many devices there are.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ STANDARD_RULES: tuple[tuple[str, str | None], ...] = (
 )
 
 
-def make_mesh(model_parallel: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(model_parallel: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A (`data`, `model`) mesh over all devices.
 
     Args:
       model_parallel: size of the `model` axis.
-      devices: default: all of the process's backend.
+      devices: `jax.Device`s; default: all of the process's backend.
 
     Raises:
       UserError: the number of devices is not a multiple of `model_parallel`.

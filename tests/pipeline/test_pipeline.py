@@ -141,6 +141,7 @@ def test_another_corpus_is_refused(trained, tmp_path):
         ("docids", {"levels": 3}, "docids"),
         ("trainer", {"seed": 5}, "seed"),
         ("trainer", {"steps": STEPS + 1}, "total_steps"),
+        ("trainer", {"label_smoothing": 0.1}, r"training\.label_smoothing=0\.0, this run has 0\.1"),
     ],
 )
 def test_other_settings_are_refused_once_trained(trained, beir, part, change, named):
