@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from gr_jax.corpus import Collection
+from gr_jax.corpus import Collection, Corpus
 from gr_jax.data import (
     Batches,
     ExampleSource,
@@ -104,105 +104,138 @@ def prepare(
       UserError: the directory holds another corpus's index or a model of other settings, or a
         setting does not fit the corpus.
     """
-    corpus = collection.corpus
-    workspace.claim(corpus)
-    rows = {document.doc_id: row for row, document in enumerate(corpus.documents)}
-    training = [
+    workspace.claim(collection.corpus)
+    training = _training_pairs(collection)
+    job = _Job(workspace, collection.corpus, training, data, log)
+    docid_map, docid_key = job.assign_docids(docids)
+    tokenizer, vocabulary_key = job.make_vocabulary()
+    examples_key = job.write_examples(docid_map, tokenizer, queries, [docid_key, vocabulary_key])
+    return Prepared(docid_map, tokenizer, job.build_cache(docid_map, examples_key), data)
+
+
+def _training_pairs(collection: Collection) -> list[tuple[str, int]]:
+    """The training queries, each with the row of a relevant document."""
+    if collection.train is None:
+        return []
+    rows = {document.doc_id: row for row, document in enumerate(collection.corpus.documents)}
+    return [
         (query.text, rows[doc_id])
-        for query in (collection.train.queries if collection.train else ())
-        for doc_id in collection.train.relevant(query.query_id)  # pyright: ignore[reportOptionalMemberAccess]
+        for query in collection.train.queries
+        for doc_id in collection.train.relevant(query.query_id)
     ]
 
-    def make_docids() -> None:
-        log(f"docids: {_describe(docids)}")
-        docids.assign(corpus).save(workspace.docids)
 
-    docid_key = workspace.stage(
-        "docids",
-        {"corpus": corpus.fingerprint, "assigner": _describe(docids)},
-        workspace.docids / "docid_map.json",
-        make_docids,
-    )
-    docid_map = DocidMap.load(workspace.docids)
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """The stages of one call of `prepare`; each returns its result and its key."""
 
-    def make_vocabulary() -> None:
-        if data.sentencepiece:
-            Tokenizer(Path(data.sentencepiece), words_only=False)  # refuses what is not one
-            with atomic_file(workspace.sentencepiece) as temporary:
-                shutil.copyfile(data.sentencepiece, temporary)
-            return
-        log(f"vocabulary: SentencePiece of up to {data.vocab_size} pieces")
-        texts = [d.body for d in corpus.documents] + [text for text, _ in training]
-        train_tokenizer(texts, workspace.sentencepiece, vocab_size=data.vocab_size)
+    workspace: Workspace
+    corpus: Corpus
+    training: list[tuple[str, int]]
+    data: DataConfig
+    log: Log
 
-    vocabulary_key = workspace.stage(
-        "vocabulary",
-        {
-            "corpus": corpus.fingerprint,
-            "training": training,
-            "sentencepiece": data.sentencepiece,
-            "vocab_size": data.vocab_size,
-        },
-        workspace.sentencepiece,
-        make_vocabulary,
-    )
-    tokenizer = Tokenizer(workspace.sentencepiece, words_only=data.sentencepiece is None)
+    def assign_docids(self, docids: DocidAssigner) -> tuple[DocidMap, str]:
+        def build() -> None:
+            self.log(f"docids: {_describe(docids)}")
+            docids.assign(self.corpus).save(self.workspace.docids)
 
-    def write(name: str, pairs: Any) -> int:
-        cleaned = ((tokenizer.clean(text), row) for text, row in pairs)
-        return write_examples(workspace.examples / f"{name}.tsv", docid_map, cleaned)
+        key = self.workspace.stage(
+            "docids",
+            {"corpus": self.corpus.fingerprint, "assigner": _describe(docids)},
+            self.workspace.docids / "docid_map.json",
+            build,
+        )
+        return DocidMap.load(self.workspace.docids), key
 
-    def make_examples() -> None:
-        log(f"examples: {queries.per_document} synthetic queries for each document")
-        workspace.examples.mkdir(parents=True, exist_ok=True)
-        workspace.note(
-            "example_counts",
+    def make_vocabulary(self) -> tuple[Tokenizer, str]:
+        given, path = self.data.sentencepiece, self.workspace.sentencepiece
+
+        def build() -> None:
+            if given:
+                Tokenizer(Path(given), words_only=False)  # refuses what is not one
+                with atomic_file(path) as temporary:
+                    shutil.copyfile(given, temporary)
+                return
+            self.log(f"vocabulary: SentencePiece of up to {self.data.vocab_size} pieces")
+            texts = [d.body for d in self.corpus.documents] + [text for text, _ in self.training]
+            train_tokenizer(texts, path, vocab_size=self.data.vocab_size)
+
+        key = self.workspace.stage(
+            "vocabulary",
             {
-                "index": write("index", document_chunks(corpus, words=data.chunk_words)),
-                "synthetic": write("synthetic", queries.generate(corpus, training)),
-                "queries": write("queries", training),
+                "corpus": self.corpus.fingerprint,
+                "training": self.training,
+                "sentencepiece": given,
+                "vocab_size": self.data.vocab_size,
             },
+            path,
+            build,
+        )
+        return Tokenizer(path, words_only=given is None), key
+
+    def write_examples(
+        self,
+        docid_map: DocidMap,
+        tokenizer: Tokenizer,
+        queries: SyntheticQueries,
+        upstream: list[str],
+    ) -> str:
+        def write(name: str, pairs: Iterable[tuple[str, int]]) -> int:
+            cleaned = ((tokenizer.clean(text), row) for text, row in pairs)
+            return write_examples(self.workspace.examples / f"{name}.tsv", docid_map, cleaned)
+
+        def build() -> None:
+            self.log(f"examples: {queries.per_document} synthetic queries for each document")
+            chunks = document_chunks(self.corpus, words=self.data.chunk_words)
+            counts = {
+                "index": write("index", chunks),
+                "synthetic": write("synthetic", queries.generate(self.corpus, self.training)),
+                "queries": write("queries", self.training),
+            }
+            self.workspace.note("example_counts", counts)
+
+        return self.workspace.stage(
+            "examples",
+            {
+                "upstream": upstream,
+                "queries": _describe(queries),
+                "chunk_words": self.data.chunk_words,
+            },
+            self.workspace.examples,
+            build,
         )
 
-    examples_key = workspace.stage(
-        "examples",
-        {
-            "docids": docid_key,
-            "vocabulary": vocabulary_key,
-            "queries": _describe(queries),
-            "chunk_words": data.chunk_words,
-        },
-        workspace.examples,
-        make_examples,
-    )
-    counts = workspace.noted("example_counts")
-    rates = {
-        "index": data.index_rate,
-        "synthetic": data.synthetic_rate,
-        "queries": data.queries_rate,
-    }
-    sources = [ExampleSource(name, rates[name], counts[name]) for name in rates]
+    def build_cache(self, docid_map: DocidMap, examples_key: str) -> MixtureCache:
+        counts = self.workspace.noted("example_counts")
+        rates = {
+            "index": self.data.index_rate,
+            "synthetic": self.data.synthetic_rate,
+            "queries": self.data.queries_rate,
+        }
+        sources = [ExampleSource(name, rates[name], counts[name]) for name in rates]
 
-    def make_cache() -> None:
-        log("cache: " + ", ".join(f"{s.examples:,} {s.name}" for s in sources) + " examples")
-        build_cache(
-            workspace.cache,
-            name="gr_jax",
-            examples=workspace.examples,
-            sources=sources,
-            sentencepiece=workspace.sentencepiece,
-            target_vocab_size=docid_map.vocabulary.size,
-            input_length=data.input_length,
-            target_length=docid_map.vocabulary.max_tokens,
+        def build() -> None:
+            parts = ", ".join(f"{source.examples:,} {source.name}" for source in sources)
+            self.log(f"cache: {parts} examples")
+            build_cache(
+                self.workspace.cache,
+                name="gr_jax",
+                examples=self.workspace.examples,
+                sources=sources,
+                sentencepiece=self.workspace.sentencepiece,
+                target_vocab_size=docid_map.vocabulary.size,
+                input_length=self.data.input_length,
+                target_length=docid_map.vocabulary.max_tokens,
+            )
+
+        self.workspace.stage(
+            "cache",
+            {"examples": examples_key, "rates": rates, "input_length": self.data.input_length},
+            self.workspace.cache / "mixture.json",
+            build,
         )
-
-    workspace.stage(
-        "cache",
-        {"examples": examples_key, "rates": rates, "input_length": data.input_length},
-        workspace.cache / "mixture.json",
-        make_cache,
-    )
-    return Prepared(docid_map, tokenizer, MixtureCache.load(workspace.cache), data)
+        return MixtureCache.load(self.workspace.cache)
 
 
 def _describe(part: Any) -> str:
