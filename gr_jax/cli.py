@@ -72,7 +72,7 @@ def _model_dir(parser: argparse.ArgumentParser) -> None:
 def _positive(kind):
     def parse(text: str):
         value = kind(text)
-        if not value > 0:
+        if not 0 < value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is not a positive number")
         return value
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from gr_jax.errors import UserError
 
+_WRONG_PATHS = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -23,6 +25,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: the disk is full; free some space and run again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"{path}: not writable; choose another directory") from error
+        if error.errno in _WRONG_PATHS:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         raise
 
 

@@ -7,6 +7,7 @@ itself knows nothing of gin.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import sys
@@ -65,14 +66,32 @@ def parse(
     import gin
 
     gin.clear_config()
-    for folder in reversed([*search_paths, str(RESOURCES)]):
+    from gin import config as gin_internals
+
+    gin_internals._LOCATION_PREFIXES[:] = [""]  # gin only ever adds to them
+    for folder in (*search_paths, str(RESOURCES)):
         gin.add_config_file_search_path(folder)
     try:
         gin.parse_config_files_and_bindings(
-            list(gin_files), list(bindings), skip_unknown=False, finalize_config=True
+            list(gin_files), [], skip_unknown=False, finalize_config=False
         )
+        _check_macros(bindings, gin.config_str())
+        gin.parse_config(list(bindings), skip_unknown=False)
+        gin.finalize()
     except Exception as error:  # gin raises whatever the imports and constructors in a file raise
         raise UserError(_one_line(error)) from error
+
+
+def _check_macros(bindings: Sequence[str], config: str) -> None:
+    """Refuses a macro that no file knows: gin would take a misspelt one for a new one."""
+    known = set(re.findall(r"^([A-Za-z_]\w*)\s*=", config, re.M))
+    known |= set(re.findall(r"%([A-Za-z_]\w*)", config))
+    for binding in bindings:
+        found = re.match(r"\s*([A-Za-z_]\w*)\s*=", binding)
+        if found and found[1] not in known:
+            near = difflib.get_close_matches(found[1], known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise UserError(f"gin: no file has a macro {found[1]}: {hint}")
 
 
 def call(function: Callable[..., Any], **overrides: Any) -> Any:
@@ -153,6 +172,9 @@ def _guarded(main: Callable[[], int | None], argv: list[str]) -> None:
         status = main()
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     sys.exit(status)
 
 

@@ -96,6 +96,14 @@ class Tokenizer:
             self._processor.LoadFromFile(str(self.path))
         except (RuntimeError, OSError) as error:
             raise UserError(f"{self.path}: not a SentencePiece model ({error})") from error
+        p = self._processor
+        special = (p.pad_id(), p.eos_id(), p.unk_id())
+        if special != (PAD_ID, EOS_ID, UNK_ID):
+            raise UserError(
+                f"{self.path}: has pad, end and unknown ids {special}; T5 needs "
+                f"{(PAD_ID, EOS_ID, UNK_ID)}: train it with --pad_id=0 --eos_id=1 --unk_id=2 "
+                "--bos_id=-1"
+            )
 
     @functools.cached_property
     def vocab_size(self) -> int:

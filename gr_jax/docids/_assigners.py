@@ -22,6 +22,10 @@ _FIT_SAMPLE = 100_000
 class DocidAssigner(Protocol):
     """What a docid scheme implements."""
 
+    def check(self, corpus: Corpus) -> None:
+        """Raises UserError where `assign` would, but at once."""
+        ...
+
     def assign(self, corpus: Corpus) -> DocidMap:
         """Gives every document of `corpus` a docid."""
         ...
@@ -30,6 +34,9 @@ class DocidAssigner(Protocol):
 @dataclasses.dataclass(frozen=True)
 class AtomicDocids:
     """One token per document: a target vocabulary of the corpus's size (Tay et al. 2022)."""
+
+    def check(self, corpus: Corpus) -> None:
+        """Every corpus will do."""
 
     def assign(self, corpus: Corpus) -> DocidMap:
         """Numbers the documents in corpus order."""
@@ -84,6 +91,14 @@ class HierarchicalKMeans:
             )
         return branching
 
+    def check(self, corpus: Corpus) -> None:
+        """Refuses a tree that is too small, or embeddings that do not fit the corpus."""
+        if not 0 <= self.seed < 2**32 - 100:  # numpy's limit, less one for each level
+            raise UserError(f"HierarchicalKMeans.seed is {self.seed}: 0 to 2**32 - 100 will do")
+        self._branching(len(corpus))
+        if self.embeddings is not None:
+            load_embeddings(Path(self.embeddings), len(corpus))
+
     def _embed(self, corpus: Corpus) -> Float[np.ndarray, "n d"]:
         if self.embeddings is not None:
             return load_embeddings(Path(self.embeddings), len(corpus))
@@ -99,6 +114,7 @@ class HierarchicalKMeans:
         import sklearn.decomposition  # noqa: F401  only what is loaded by then can be limited
         from threadpoolctl import threadpool_limits
 
+        self.check(corpus)
         branching = self._branching(len(corpus))
         codes = np.zeros((len(corpus), len(branching)), np.int32)
         # one thread: sums in one order, hence the same clusters every time

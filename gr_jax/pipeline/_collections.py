@@ -21,7 +21,7 @@ def load_collection(corpus: str, *, strict: bool = False) -> Collection:
     Raises:
       UserError: no such folder, or something wrong in it.
     """
-    if corpus == PYTHON_DOCS and not Path(corpus).is_dir():
+    if corpus == PYTHON_DOCS:  # a folder of that name is ./python
         return python_docs()
     if not Path(corpus).exists():
         raise UserError(

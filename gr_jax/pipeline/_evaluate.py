@@ -13,6 +13,7 @@ import jax
 
 from gr_jax import __version__
 from gr_jax.corpus import QuerySet, read_query_set
+from gr_jax.errors import UserError
 from gr_jax.evaluation import (
     BM25,
     Report,
@@ -34,13 +35,11 @@ class EvalConfig:
     """How to evaluate.
 
     Attributes:
-      beam: width of the search that makes the run of 100 documents per query.
-      latency_beam: width of the search whose milliseconds per query are reported, for 10 documents.
+      beam: width of the search for 100 documents per query; what is timed as well.
       exact: score every document instead of searching.
     """
 
     beam: int = 100
-    latency_beam: int = 20
     exact: bool = False
 
 
@@ -60,7 +59,7 @@ def evaluate(
     Writes `runs/`, `report.json` and `report.html` in the model directory.
 
     Raises:
-      UserError: nothing trained there, another corpus's index, or no evaluation queries.
+      UserError: nothing trained there, or another corpus's index.
     """
     workspace = Workspace(model_dir)
     index = Index.load(workspace.path)
@@ -124,8 +123,16 @@ def evaluate_queries(
     Returns:
       The metrics, and `queries`, their number.
     """
+    if Path(run).is_dir():
+        raise UserError(f"{run}: is a directory; name the run file to write")
     index = Index.load(model_dir)
-    asked = read_query_set(queries, qrels, index.docid_map.index_of.keys(), Path(queries).stem)
+    asked = read_query_set(
+        queries,
+        qrels,
+        index.docid_map.index_of.keys(),
+        Path(queries).stem,
+        skipped=Workspace(model_dir).skipped,
+    )
     ranked = _run_of(index, asked, config)
     write_run(run, ranked, "gr_jax")
     return {"queries": len(asked), **evaluate_run(ranked, asked.qrels)}
@@ -133,7 +140,8 @@ def evaluate_queries(
 
 def _rank(index: Index, queries: QuerySet, config: EvalConfig) -> tuple[Run, float]:
     texts = [query.text for query in queries.queries]
-    return _run_of(index, queries, config), index.latency(texts, k=10, beam=config.latency_beam)
+    depth = min(_DEPTH, len(index.docid_map))
+    return _run_of(index, queries, config), index.latency(texts, k=depth, beam=config.beam)
 
 
 def _run_of(index: Index, queries: QuerySet, config: EvalConfig) -> Run:
@@ -150,9 +158,15 @@ def _device() -> str:
     device = jax.devices()[0]
     name = device.device_kind
     if device.platform == "cpu":
-        cores = len(os.sched_getaffinity(0))
+        cores = _cores()
         name = f"{_cpu_model()}, {cores} cores"
     return f"{len(jax.devices())} x {name}" if len(jax.devices()) > 1 else name
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

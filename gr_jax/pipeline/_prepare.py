@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -59,6 +60,14 @@ class DataConfig:
     pack: bool = True
 
     def __post_init__(self):
+        for name in ("chunk_words", "vocab_size", "input_length", "batch_size", "max_per_row"):
+            if getattr(self, name) < 1:
+                raise UserError(f"DataConfig.{name} is {getattr(self, name)}: at least 1 is needed")
+        rates = (self.index_rate, self.synthetic_rate, self.queries_rate)
+        if min(rates) < 0 or self.index_rate + self.synthetic_rate <= 0:
+            raise UserError(
+                f"DataConfig's rates are {rates}: none below 0, and index or synthetic above 0"
+            )
         if self.row_length < self.input_length:
             raise UserError(
                 f"DataConfig.row_length={self.row_length} is shorter than "
@@ -104,6 +113,10 @@ def prepare(
       UserError: the directory holds another corpus's index or a model of other settings, or a
         setting does not fit the corpus.
     """
+    # what can be refused is refused before anything is written
+    docids.check(collection.corpus)
+    if data.sentencepiece:
+        Tokenizer(Path(data.sentencepiece), words_only=False)
     workspace.claim(collection.corpus)
     training = _training_pairs(collection)
     job = _Job(workspace, collection.corpus, training, data, log)
@@ -137,7 +150,7 @@ class _Job:
 
     def assign_docids(self, docids: DocidAssigner) -> tuple[DocidMap, str]:
         def build() -> None:
-            self.log(f"docids: {_describe(docids)}")
+            self.log(f"docids: {type(docids).__name__}")
             docids.assign(self.corpus).save(self.workspace.docids)
 
         key = self.workspace.stage(
@@ -153,7 +166,6 @@ class _Job:
 
         def build() -> None:
             if given:
-                Tokenizer(Path(given), words_only=False)  # refuses what is not one
                 with atomic_file(path) as temporary:
                     shutil.copyfile(given, temporary)
                 return
@@ -166,7 +178,7 @@ class _Job:
             {
                 "corpus": self.corpus.fingerprint,
                 "training": self.training,
-                "sentencepiece": given,
+                "sentencepiece": _content(given),
                 "vocab_size": self.data.vocab_size,
             },
             path,
@@ -240,5 +252,16 @@ class _Job:
 
 def _describe(part: Any) -> str:
     """A config value as text: what its stage's output depends on."""
-    fields = ", ".join(f"{k}={v!r}" for k, v in sorted(dataclasses.asdict(part).items()))
+    settings = dataclasses.asdict(part)
+    if settings.get("embeddings"):
+        settings["embeddings"] = _content(settings["embeddings"])
+    fields = ", ".join(f"{k}={v!r}" for k, v in sorted(settings.items()))
     return f"{type(part).__name__}({fields})"
+
+
+def _content(path: str | None) -> str | None:
+    """A fingerprint of a file: what is in it counts, not where it lies."""
+    if path is None:
+        return None
+    with Path(path).open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -59,6 +59,7 @@ def train(
       Interrupted: asked to stop; the state is saved.
     """
     workspace = Workspace(model_dir)
+    partitioner = Partitioner(make_mesh(trainer.model_parallel))
     collection = load_collection(corpus, strict=strict)
     log(_describe_collection(collection))
     prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
@@ -70,7 +71,6 @@ def train(
             )
         )
     )
-    partitioner = Partitioner(make_mesh(trainer.model_parallel))
     partitioner.parameters(config)  # refuses what does not divide, before anything is written
     total_steps = _total_steps(workspace, trainer, config, prepared, partitioner, log)
     spec = IndexSpec(
@@ -79,14 +79,15 @@ def train(
         words_only=prepared.tokenizer.words_only,
         input_length=data.input_length,
         seed=trainer.seed,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=_command(),
     )
     if not workspace.trained:  # a run that goes on keeps the record of how it began
         spec.save(workspace.index)
         started(workspace.path)
     log(f"training: {total_steps:,} steps of {data.batch_size} examples")
     start = time.perf_counter()
-    before = workspace.noted("train_seconds") or 0.0
+    before = workspace.noted("train_seconds") or 0.0 if workspace.trained else 0.0
+    finished = (workspace.path / f"checkpoint_{total_steps}").exists()
     try:
         train_model(
             trainer,
@@ -99,7 +100,8 @@ def train(
             progress=progress,
         )
     finally:
-        workspace.note("train_seconds", round(before + time.perf_counter() - start, 3))
+        if not finished:
+            workspace.note("train_seconds", round(before + time.perf_counter() - start, 3))
 
 
 def run(
@@ -148,7 +150,7 @@ def infer(
     Args:
       model_dir: the trained index.
       queries: the file of queries.
-      run: the run file; by default `MODEL_DIR/runs/<name of the queries file>.gr_jax.run`.
+      run: the run file; by default `MODEL_DIR/runs/<name of the queries file>.infer.run`.
       k: documents per query.
       beam: width of the search.
       log: told what was written.
@@ -164,9 +166,17 @@ def infer(
         raise UserError(f"{queries}: holds no queries")
     ranked = index.rank([query.text for query in asked], k=k, beam=beam)
     name = Path(queries).name.removesuffix(".gz").removesuffix(".jsonl")
-    output = Path(run) if run else Workspace(model_dir).runs / f"{name}.gr_jax.run"
+    output = Path(run) if run else Workspace(model_dir).runs / f"{name}.infer.run"
     write_run(output, {q.query_id: r for q, r in zip(asked, ranked, strict=True)}, "gr_jax")
     log(f"{output}: {len(asked):,} queries, {k} documents each")
+
+
+def _command() -> str:
+    """The command line of this process, as it can be typed again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("gr_jax."):
+        return shlex.join(["python", "-m", spec.name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _row_multiple(partitioner: Partitioner) -> int:
@@ -187,13 +197,19 @@ def _total_steps(
         return trainer.steps
     if trainer.minutes is None:
         raise UserError("TrainConfig needs steps or minutes")
+    settings = {
+        "minutes": trainer.minutes,
+        "model": config.to_json(),
+        "batch_size": prepared.config.batch_size,
+    }
     planned = workspace.noted("plan")
-    if planned and planned["minutes"] == trainer.minutes:
+    if planned and planned["settings"] == settings:
         return planned["steps"]
     if planned and workspace.trained:
+        minutes = planned["settings"]["minutes"]
         raise UserError(
-            f"{workspace.path}: was started with minutes={planned['minutes']}; go on with that, "
-            "or give another model directory"
+            f"{workspace.path}: was started with minutes={minutes} and other settings; go on with "
+            "those, or give another model directory"
         )
     seconds = measure_steps(
         trainer,
@@ -203,15 +219,14 @@ def _total_steps(
     )
     steps = max(round(trainer.minutes * 60 / seconds), 1)
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")
-    workspace.note("plan", {"minutes": trainer.minutes, "steps": steps})
+    workspace.note("plan", {"settings": settings, "steps": steps})
     return steps
 
 
 def _describe_collection(collection: Collection) -> str:
     parts = [f"{len(collection.corpus):,} documents"]
     if skipped := len(collection.corpus.skipped):
-        first = ", ".join(collection.corpus.skipped[:5])
-        parts.append(f"{skipped} without text skipped ({first}{', ...' if skipped > 5 else ''})")
+        parts.append(f"{skipped} without text skipped ({', '.join(collection.corpus.skipped)})")
     if collection.train:
         parts.append(f"{len(collection.train):,} training queries")
     parts += [f"{name}: {len(split):,} queries" for name, split in collection.splits.items()]

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gr_jax.corpus import Corpus, read_corpus, write_corpus
+from gr_jax.corpus import Corpus, write_corpus
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
 
@@ -40,8 +41,9 @@ class Workspace:
           UserError: the path is a file, or its record cannot be read.
         """
         self.path = Path(model_dir).expanduser()
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file; give a directory for the model")
+        for path in (self.path, *self.path.parents):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path}: is a file; give a directory for the model")
         self.corpus = self.path / "corpus" / "corpus.jsonl"
         self.docids = self.path / "docids"
         self.sentencepiece = self.path / "vocabulary" / "sentencepiece.model"
@@ -64,8 +66,8 @@ class Workspace:
 
     @property
     def trained(self) -> bool:
-        """Whether there is a checkpoint."""
-        return any(self.path.glob("checkpoint_*"))
+        """Whether there is a complete checkpoint."""
+        return any(re.fullmatch(r"checkpoint_\d+", p.name) for p in self.path.glob("checkpoint_*"))
 
     def seconds(self, stage: str) -> float:
         """How long a finished stage took; 0 for one that is not finished."""
@@ -74,6 +76,9 @@ class Workspace:
     def note(self, name: str, value: Any) -> None:
         """Remembers a fact about the run."""
         self._stages[name] = value
+        self._write()
+
+    def _write(self) -> None:
         with atomic_file(self._record) as temporary:
             temporary.write_text(json.dumps(self._stages, indent=2) + "\n", "utf-8")
 
@@ -85,30 +90,37 @@ class Workspace:
         """Makes this the directory of `corpus`, and keeps a copy of its documents.
 
         Raises:
-          UserError: the directory holds the index of another corpus.
+          UserError: the directory holds the index of another corpus, or something else.
         """
         held = self._stages.get("corpus")
+        ours = (self.corpus, self.docids, self.sentencepiece, self.examples, self.cache)
+        if not held and (foreign := [p for p in ours if p.exists()]):
+            raise UserError(
+                f"{foreign[0]}: would be overwritten, and is not gr-jax's; "
+                "give a model directory of its own"
+            )
         if held and held["key"] != corpus.fingerprint:
             raise UserError(
                 f"{self.path}: holds the index of another corpus ({held['name']}, "
                 f"{held['documents']} documents); give another model directory"
             )
-        if not held or not self.corpus.exists():
-            with atomic_file(self.corpus) as temporary:
-                write_corpus(corpus, temporary)
+        if not held:
             self.note(
                 "corpus",
-                {"key": corpus.fingerprint, "name": corpus.name, "documents": len(corpus)},
+                {
+                    "key": corpus.fingerprint,
+                    "name": corpus.name,
+                    "documents": len(corpus),
+                    "skipped": list(corpus.skipped),
+                },
             )
+        if not self.corpus.exists():
+            write_corpus(corpus, self.corpus)
 
-    def read_corpus(self) -> Corpus:
-        """The indexed documents."""
-        if "corpus" not in self._stages:
-            raise UserError(
-                f"{self.path}: holds no index; train one there first (gr-jax quickstart "
-                f"--model_dir={self.path})"
-            )
-        return read_corpus(self.corpus)
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Documents of the corpus that have no text and are not indexed."""
+        return tuple(self._stages.get("corpus", {}).get("skipped", ()))
 
     def stage(
         self, name: str, settings: Mapping[str, Any], output: Path, build: Callable[[], None]
@@ -137,6 +149,8 @@ class Workspace:
                 f"{self.path}: holds a model trained with other settings of its {name} stage; "
                 "give another model directory, or delete this one"
             )
+        if self._stages.pop(name, None):
+            self._write()  # from here on the output may be of neither
         start = time.perf_counter()
         build()
         self.note(name, {"key": key, "seconds": round(time.perf_counter() - start, 3)})

@@ -46,6 +46,21 @@ class SyntheticQueries:
     noise: float = 0.5
     seed: int = 0
 
+    def __post_init__(self):
+        known = {name for name, _ in _DEFAULT_MIX}
+        for name, weight in self.mix:
+            if name not in known or not weight >= 0:
+                raise UserError(
+                    f"SyntheticQueries.mix has {name!r}: {weight}; samplers are "
+                    f"{', '.join(sorted(known))}, weights at least 0"
+                )
+        for name in ("per_document", "noise", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"SyntheticQueries.{name} is {getattr(self, name)}: at least 0")
+        for name in ("title", "variant", "drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"SyntheticQueries.{name} is {getattr(self, name)}: 0 to 1")
+
     def generate(
         self, corpus: Corpus, training: Iterable[tuple[str, int]] = ()
     ) -> Iterator[tuple[str, int]]:
@@ -61,13 +76,6 @@ class SyntheticQueries:
         tables = WordTables(corpus, training)
         samplers = Samplers.of(tables, self.seed)
         available = samplers.by_name
-        known = {name for name, _ in _DEFAULT_MIX}
-        for name, weight in self.mix:
-            if name not in known or weight < 0:
-                raise UserError(
-                    f"SyntheticQueries.mix has {name!r}: {weight}; samplers are "
-                    f"{', '.join(sorted(known))}, weights at least 0"
-                )
         mix = [(name, weight) for name, weight in self.mix if name in available and weight > 0]
         if not mix:
             raise UserError(

@@ -59,7 +59,7 @@ class IndexSpec:
         try:
             record = json.loads(path.read_text("utf-8"))
             return cls(**(record | {"model": T5Config(**record["model"])}))
-        except FileNotFoundError as error:
+        except OSError as error:
             raise UserError(
                 f"{path.parent}: holds no trained index; train one there first "
                 f"(gr-jax quickstart --model_dir={path.parent})"

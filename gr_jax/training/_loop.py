@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr_jax.data import Batches
+from gr_jax.errors import UserError
 from gr_jax.models import T5Config
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity
 from gr_jax.training._metrics import MetricsWriter
@@ -69,6 +70,16 @@ class TrainConfig:
     log_period: int = 20
     model_parallel: int = 1
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "save_period", "keep", "log_period", "model_parallel"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"TrainConfig.{name} is {value}: at least 1 is needed")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UserError(f"TrainConfig.minutes is {self.minutes}: a positive number is needed")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"TrainConfig.seed is {self.seed}: 0 to 2**31 - 1 will do")
 
 
 def train(

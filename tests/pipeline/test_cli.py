@@ -149,6 +149,7 @@ def test_t5x_entry_points(model_dir, beir, tmp_path):
     assert len((tmp_path / "x.run").read_text().splitlines()) == 10 * 72
     for arguments, message in [
         (["--gin.NO_SUCH_THING.x=3"], "NO_SUCH_THING"),
+        (["--gin.TRAIN_STEPZ=3"], "did you mean TRAIN_STEPS?"),
         (["--gin.DataConfig.no_such_parameter=3"], "no_such_parameter"),
         (["--gin_file=no/such.gin"], "no/such.gin"),
         (["--gin.CORPUS"], "give a value"),
@@ -282,12 +283,42 @@ def test_bad_settings_are_refused_before_training(beir, tmp_path, capsys):
         ("--gin_bindings=T5Config.dropout_rate = 1.5", "dropout_rate"),
         ("--gin_bindings=DataConfig.row_length = 8", "row_length"),
         ("--gin_bindings=SyntheticQueries.mix = [('nonsense', 1.0)]", "nonsense"),
-        ("--gin_bindings=TrainConfig.model_parallel = 3", "model_parallel=3"),
+        ("--gin_bindings=TrainConfig.model_parallel = 30", "model_parallel=30"),
+        ("--gin_bindings=DataConfig.batch_size = 0", "batch_size"),
+        ("--gin_bindings=TrainConfig.save_period = 0", "save_period"),
+        ("--gin_bindings=SyntheticQueries.per_document = -1", "per_document"),
+        ("--seed=-1", "seed"),
+        (f"--model_dir={beir / 'corpus.jsonl'}", "is a file"),
+        (f"--model_dir={beir / 'corpus.jsonl' / 'x'}", "cannot be written"),
     ]:
         line = error_of(capsys, *quickstart(beir, tmp_path / "m", extra))
         assert message in line, line
-    assert not list((tmp_path / "m").rglob("*tmp*"))
-    assert not list((tmp_path / "m").glob("checkpoint_*"))
+    assert not (tmp_path / "m").exists()
+
+
+def test_foreign_files_are_left_alone(tmp_path, capsys):
+    """The corpus's own folder as model directory would overwrite the corpus."""
+    folder = write_beir(tmp_path / "corpus")
+    before = (folder / "corpus.jsonl").read_bytes()
+    line = error_of(capsys, *quickstart(folder, tmp_path))
+    assert "would be overwritten" in line and "corpus.jsonl" in line
+    assert (folder / "corpus.jsonl").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_a_run_file_that_is_a_directory(model_dir, beir, tmp_path, capsys):
+    line = error_of(
+        capsys,
+        "eval",
+        f"--model_dir={model_dir}",
+        f"--queries={beir / 'queries.jsonl'}",
+        f"--qrels={beir / 'qrels' / 'test.tsv'}",
+        f"--run={tmp_path}",
+    )
+    assert "is a directory" in line
+    assert "no trained index" in error_of(
+        capsys, "search", f"--model_dir={beir}/queries.jsonl", "x"
+    )
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(

@@ -21,7 +21,7 @@ def trained(beir: Path, tmp_path_factory) -> tuple[Path, Report]:
     report = pipeline.run(
         model_dir=str(model_dir),
         corpus=str(beir),
-        evaluation=pipeline.EvalConfig(beam=48, latency_beam=4),
+        evaluation=pipeline.EvalConfig(beam=48),
         **settings(),
     )
     return model_dir, report
@@ -81,7 +81,7 @@ def test_a_finished_run_is_not_done_again(trained, beir):
     again = pipeline.run(
         model_dir=str(model_dir),
         corpus=str(beir),
-        evaluation=pipeline.EvalConfig(beam=48, latency_beam=4),
+        evaluation=pipeline.EvalConfig(beam=48),
         **settings(),
     )
     assert {p: (model_dir / p).stat().st_mtime_ns for p in parts} == before
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_run_file(trained, beir, tmp_path):
     pipeline.run(
         model_dir=str(tmp_path / "again"),
         corpus=str(beir),
-        evaluation=pipeline.EvalConfig(beam=48, latency_beam=4),
+        evaluation=pipeline.EvalConfig(beam=48),
         **settings(),
     )
     ours = (tmp_path / "again" / "runs" / "test.gr_jax.run").read_bytes()
@@ -259,7 +259,7 @@ def test_minutes_become_steps_that_a_restart_keeps(beir, tmp_path):
     assert len(plans) == 1
     steps = json.loads((tmp_path / "m" / "stages.json").read_text())["plan"]["steps"]
     assert (tmp_path / "m" / f"checkpoint_{steps}").is_dir()
-    with pytest.raises(UserError, match=r"started with minutes=0\.01"):
+    with pytest.raises(UserError, match=r"started with minutes=0\.01 and other"):
         pipeline.train(
             model_dir=str(tmp_path / "m"), corpus=str(beir), **settings(steps=None, minutes=5)
         )
