@@ -105,8 +105,8 @@ def call(function: Callable[..., Any], **overrides: Any) -> Any:
     configured = gin.get_configurable(function)
     try:
         return configured(**overrides)
-    except UserError:
-        raise
+    except UserError as error:  # gin has added where it was called from
+        raise UserError(re.sub(r"\s*In call to configurable.*", "", str(error))) from error
     except (RuntimeError, ValueError, TypeError) as error:
         cause = _root(error)
         if isinstance(cause, UserError):

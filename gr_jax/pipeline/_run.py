@@ -60,6 +60,7 @@ def train(
     """
     workspace = Workspace(model_dir)
     partitioner = Partitioner(make_mesh(trainer.model_parallel))
+    model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
     collection = load_collection(corpus, strict=strict)
     log(_describe_collection(collection))
     prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
