@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,6 @@ def build_cache(
     target_vocab_size: int,
     input_length: int,
     target_length: int,
-    progress: Callable[[str, int], None] | None = None,
 ) -> MixtureCache:
     """Registers the tasks and the mixture with SeqIO and writes every example's tokens.
 
@@ -185,7 +184,6 @@ def build_cache(
       target_vocab_size: number of docid tokens.
       input_length: inputs are cut to this many tokens, the end token included.
       target_length: the longest docid in tokens.
-      progress: called with (task, examples so far).
     """
     lengths = {"inputs": input_length, "targets": target_length}
     rates = {s.name: s.rate for s in sources if s.examples and s.rate > 0}
@@ -194,7 +192,6 @@ def build_cache(
         for task in mixture.tasks:
             short = task.name.removeprefix(f"{name}_")
             parts = {feature: ([], [np.zeros(1, np.int64)]) for feature in _FEATURES}
-            done = 0
             dataset = task.get_dataset(
                 sequence_length=lengths, split="train", shuffle=False, num_epochs=1
             )
@@ -203,9 +200,6 @@ def build_cache(
                     values, splits = _flat(batch[feature])
                     tokens.append(values.astype(np.int32))
                     offsets.append(splits[1:] + offsets[-1][-1])
-                done += len(parts["inputs"][1][-1])
-                if progress:
-                    progress(short, done)
             for feature, (tokens, offsets) in parts.items():
                 np.save(temporary / f"{short}.{feature}.tokens.npy", np.concatenate(tokens))
                 np.save(temporary / f"{short}.{feature}.offsets.npy", np.concatenate(offsets))

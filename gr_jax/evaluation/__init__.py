@@ -8,7 +8,14 @@ BM25's. Importing this package is cheap: the heavy libraries load when they are 
 from gr_jax.evaluation._bm25 import BM25
 from gr_jax.evaluation._console import print_report
 from gr_jax.evaluation._metrics import METRICS, Difference, compare, evaluate_run, per_query
-from gr_jax.evaluation._report import Report, Split, measure_split, verdict, write_report
+from gr_jax.evaluation._report import (
+    Report,
+    Split,
+    measure_split,
+    read_report,
+    verdict,
+    write_report,
+)
 from gr_jax.evaluation._runs import Run, read_run, write_run
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "measure_split",
     "per_query",
     "print_report",
+    "read_report",
     "read_run",
     "verdict",
     "write_report",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gr_jax.errors import UserError
 from gr_jax.evaluation._curves import read_curves
 from gr_jax.evaluation._html import render_page
 from gr_jax.evaluation._metrics import METRICS, Difference, Qrels, bootstrap, per_query
@@ -120,6 +121,27 @@ class Report:
             "device": self.device,
             "versions": dict(self.versions),
         }
+
+
+def read_report(path: Path) -> Report:
+    """The `Report` whose `to_json` was written to `path`.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+        differences = record.pop("differences")
+        splits = {
+            name: Split(
+                **split,
+                differences={k: Difference(**v) for k, v in differences[name].items()},
+            )
+            for name, split in record.pop("splits").items()
+        }
+        return Report(splits=splits, **record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a report of gr-jax ({error})") from error
 
 
 def measure_split(

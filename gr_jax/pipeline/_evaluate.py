@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,6 +23,7 @@ from gr_jax.evaluation import (
     Split,
     evaluate_run,
     measure_split,
+    read_report,
     write_report,
     write_run,
 )
@@ -53,10 +56,12 @@ def evaluate(
     corpus: str = PYTHON_DOCS,
     strict: bool = False,
     log: Log = lambda _: None,
+    again: bool = True,
 ) -> Report:
     """Measures the newest checkpoint and BM25 on every split of the collection.
 
-    Writes `runs/`, `report.json` and `report.html` in the model directory.
+    Writes `runs/`, `report.json` and `report.html` in the model directory. Without `again`, a
+    report of the same checkpoint, queries and settings is read instead.
 
     Raises:
       UserError: nothing trained there, or another corpus's index.
@@ -65,6 +70,14 @@ def evaluate(
     index = Index.load(workspace.path)
     collection = load_collection(corpus, strict=strict)
     workspace.claim(collection.corpus)
+    done = {
+        "checkpoint": index.step,
+        "docids": index.docid_map.fingerprint,
+        "config": dataclasses.asdict(config),
+        "queries": _fingerprint(collection.splits),
+    }
+    if not again and workspace.noted("evaluation") == done:
+        return read_report(workspace.path / "report.json")
     if not collection.splits:
         log("no evaluation split: the corpus has no qrels beside train")
     start = time.perf_counter()
@@ -100,6 +113,7 @@ def evaluate(
         },
     )
     write_report(report, workspace.path)
+    workspace.note("evaluation", done)
     return report
 
 
@@ -136,6 +150,12 @@ def evaluate_queries(
     ranked = _run_of(index, asked, config)
     write_run(run, ranked, "gr_jax")
     return {"queries": len(asked), **evaluate_run(ranked, asked.qrels)}
+
+
+def _fingerprint(splits: Mapping[str, QuerySet]) -> str:
+    """Changes with any query or judgement."""
+    content = [(name, s.queries, sorted(s.qrels.items())) for name, s in splits.items()]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _rank(index: Index, queries: QuerySet, config: EvalConfig) -> tuple[Run, float]:

@@ -134,7 +134,14 @@ def run(
         progress=progress,
         started=started,
     )
-    return evaluate(model_dir=model_dir, corpus=corpus, strict=strict, config=evaluation, log=log)
+    return evaluate(
+        model_dir=model_dir,
+        corpus=corpus,
+        strict=strict,
+        config=evaluation,
+        log=log,
+        again=False,
+    )
 
 
 def infer(

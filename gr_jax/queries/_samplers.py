@@ -28,21 +28,23 @@ class Samplers:
     Attributes:
       tables: the corpus.
       asked: which words get asked; None where there are no training queries.
+      most_terms: content words of a `terms` query at most.
     """
 
     tables: WordTables
     asked: AskedLogits | None
+    most_terms: int = 10
 
     @classmethod
-    def of(cls, tables: WordTables, seed: int) -> Samplers:
+    def of(cls, tables: WordTables, seed: int, *, most_terms: int = 10) -> Samplers:
         """Learns what there is to learn from the training queries."""
-        return cls(tables, learn_asked_words(tables, seed=seed))
+        return cls(tables, learn_asked_words(tables, seed=seed), most_terms)
 
     @property
     def by_name(self) -> dict[str, Callable[[np.random.Generator, Rows], Slots]]:
         """The samplers that this corpus can have."""
         samplers: dict[str, Callable[[np.random.Generator, Rows], Slots]] = {
-            "terms": self.terms,
+            "terms": functools.partial(self.terms, most=self.most_terms),
             "span": functools.partial(self.span, low=4, high=16),
             "cloze": self.cloze,
             "sentence": self.whole_sentence,
@@ -152,7 +154,7 @@ class Samplers:
           title: probability that (most of) the title's words join, before or after.
           variant: probability that a word becomes another of its family.
           drop: probability that a word is left out.
-          noise: expected number of foreign words, drawn from other queries; 0 without queries.
+          noise: expected number of foreign words, drawn from `QuestionStyle.content_words`.
 
         Returns:
           The queries, in more slots.

@@ -31,6 +31,7 @@ class SyntheticQueries:
       per_document: how many for each document.
       mix: (sampler, weight) pairs; samplers that need training queries are passed over where there
         are none.
+      most_terms: content words of a `terms` query at most; at least 2.
       title: probability that a query names the document's title.
       variant: probability that a word becomes another of its family.
       drop: probability that a word is left out.
@@ -40,6 +41,7 @@ class SyntheticQueries:
 
     per_document: int = 300
     mix: tuple[tuple[str, float], ...] = _DEFAULT_MIX
+    most_terms: int = 10
     title: float = 0.2
     variant: float = 0.1
     drop: float = 0.03
@@ -57,6 +59,8 @@ class SyntheticQueries:
         for name in ("per_document", "noise", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"SyntheticQueries.{name} is {getattr(self, name)}: at least 0")
+        if self.most_terms < 2:
+            raise UserError(f"SyntheticQueries.most_terms is {self.most_terms}: at least 2")
         for name in ("title", "variant", "drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"SyntheticQueries.{name} is {getattr(self, name)}: 0 to 1")
@@ -74,7 +78,7 @@ class SyntheticQueries:
           UserError: an unknown sampler, or none that this corpus can have.
         """
         tables = WordTables(corpus, training)
-        samplers = Samplers.of(tables, self.seed)
+        samplers = Samplers.of(tables, self.seed, most_terms=self.most_terms)
         available = samplers.by_name
         mix = [(name, weight) for name, weight in self.mix if name in available and weight > 0]
         if not mix:

@@ -61,7 +61,7 @@ class QuestionStyle:
       skeletons: [n, words] queries with their content words blanked out to -2, padded with -1.
       starts: [n, 3] first words of queries that are function words, padded with -1.
       function_words: function words, as often as queries have them.
-      content_words: content words, as often as queries have them.
+      content_words: content words, as often as queries (or, without queries, documents) have them.
     """
 
     skeletons: Int[np.ndarray, "n words"]
@@ -164,13 +164,18 @@ class WordTables:
                 break
 
     @functools.cached_property
-    def idf(self) -> Float[np.ndarray, " v"]:
-        """log(1 + (N - df + .5) / (df + .5)), df counting body and title."""
-        n = len(self.documents)
-        df = np.zeros(len(self.vocabulary))
+    def document_counts(self) -> Int[np.ndarray, " v"]:
+        """In how many documents each word stands, body and title together."""
+        counts = np.zeros(len(self.vocabulary), np.int64)
         for body, title in zip(self.documents, self.titles, strict=True):
             present = np.unique(np.concatenate([body, title]))
-            df[present[present >= 0]] += 1
+            counts[present[present >= 0]] += 1
+        return counts
+
+    @functools.cached_property
+    def idf(self) -> Float[np.ndarray, " v"]:
+        """log(1 + (N - df + .5) / (df + .5)), df counting body and title."""
+        n, df = len(self.documents), self.document_counts
         return np.log(1 + (n - df + 0.5) / (df + 0.5))
 
     @functools.cached_property
@@ -210,7 +215,10 @@ class WordTables:
                 skeletons=np.zeros((0, 1), np.int64),
                 starts=starts,
                 function_words=function,
-                content_words=np.zeros(0, np.int64),
+                # people also use words that their document does not: any of the corpus's
+                content_words=np.repeat(
+                    np.arange(len(self.vocabulary)), self.document_counts * ~self.is_stop
+                ),
             )
         return _learn_style(self.queries, self.query_counts, self.is_stop)
 

@@ -125,7 +125,7 @@ def train(
         first = int(state.step)
         metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
         run_step = step_function(config, model, optimizer, partitioner)
-        reporter = _Reporter(config, metrics, total_steps, first, progress)
+        reporter = _Reporter(config, metrics, total_steps, progress)
         try:
             with _stop_signals() as stopped:
                 for step, batch in _prefetched(batches, first, total_steps):
@@ -218,7 +218,7 @@ def _prefetched(batches: Batches, first: int, total: int, ahead: int = 2) -> Ite
 class _Reporter:
     """Collects a period's metrics on the device and writes their means."""
 
-    def __init__(self, config, metrics, total_steps, first, progress):
+    def __init__(self, config, metrics, total_steps, progress):
         self._period = config.log_period
         self._metrics: MetricsWriter = metrics
         self._total = total_steps
