@@ -5,7 +5,7 @@ from typing import Any
 
 from gr_jax import docids, models, pipeline, queries, training
 
-STEPS = 60
+STEPS = 100
 
 
 def settings(**trainer: Any) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def test_another_run_is_refused_in_one_line(saved, opened, field, other):
     with pytest.raises(UserError) as error:
         opened.restore(7, shapes(), ours)
     message = str(error.value)
-    assert message.startswith(f"{saved}/checkpoint_7: made with {field}=") and "\n" not in message
+    named = "model.dropout_rate=0.0, this run has 0.2" if field == "model" else f"{field}="
+    assert message.startswith(f"{saved}/checkpoint_7: made with {named}") and "\n" not in message
 
 
 def test_another_optimizer_or_average_is_refused_in_one_line(opened):
@@ -145,7 +146,9 @@ def damage(copy, kind):
         # all of the array data: the index in d/, the values in ocdbt.process_0/d/
         folder = "state/d" if "index" in kind else "state/ocdbt.process_0/d"
         for path in (checkpoint / folder).iterdir():
-            path.unlink() if "no " in kind else os.truncate(path, path.stat().st_size // 20)
+            # values are written in any order: only an empty file lacks those that are read
+            size = path.stat().st_size // 20 if "index" in kind else 0
+            path.unlink() if "no " in kind else os.truncate(path, size)
 
 
 # Orbax's abandoned coroutines say on stderr what the exception has said already
