@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -127,6 +128,9 @@ def test_reading_leaves_a_save_in_flight_alone(copy):
     load_eval_parameters(copy, FINGERPRINT)
     assert (flight / "half").exists(), "a reader removed what training is writing"
     Checkpoints(copy).close()
+    deadline = time.monotonic() + 30  # Orbax clears in a thread of its own
+    while flight.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not flight.exists(), "training clears what a killed run left"
 
 
