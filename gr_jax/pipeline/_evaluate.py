@@ -76,8 +76,9 @@ def evaluate(
         "config": dataclasses.asdict(config),
         "queries": _fingerprint(collection.splits),
     }
-    if not again and workspace.noted("evaluation") == done:
-        return read_report(workspace.path / "report.json")
+    written = workspace.path / "report.json"
+    if not again and workspace.noted("evaluation") == done and written.exists():
+        return read_report(written)
     if not collection.splits:
         log("no evaluation split: the corpus has no qrels beside train")
     start = time.perf_counter()
