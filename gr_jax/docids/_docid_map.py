@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,26 +27,44 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class DocidVocabulary:
-    """One token per (level, code): pad 0, end 1, then the codes of each level in turn.
+    """Which token spells a code of a level. Token 0 is padding, token 1 the end.
+
+    Levels may share tokens: `first_tokens=(2,) * levels` spells all levels with the same tokens,
+    and with `(0,) * levels` a code is a token of a text vocabulary (codes 0 and 1 are not legal).
 
     Attributes:
       level_sizes: number of codes of each level.
       eos: whether sequences end with the end token. Not needed when no docid is a prefix of
         another: after the last code there is nothing left to decide.
+      first_tokens: the token of code 0 of each level; None for levels one after another, each with
+        tokens of its own.
     """
 
     level_sizes: tuple[int, ...]
     eos: bool = False
+    first_tokens: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if self.first_tokens is not None:
+            if len(self.first_tokens) != len(self.level_sizes):
+                raise ValueError(
+                    f"{len(self.first_tokens)} first tokens for {len(self.level_sizes)} levels"
+                )
+            if min(self.first_tokens, default=0) < 0:
+                raise ValueError(f"a first token is negative: {self.first_tokens}")
 
     @functools.cached_property
     def offsets(self) -> Int[np.ndarray, " levels"]:
         """Token of code 0 of each level."""
+        if self.first_tokens is not None:
+            return np.array(self.first_tokens, int)
         return _FIRST_CODE_ID + np.concatenate([[0], np.cumsum(self.level_sizes)[:-1]]).astype(int)
 
     @property
     def size(self) -> int:
         """Number of tokens, pad and end included."""
-        return _FIRST_CODE_ID + sum(self.level_sizes)
+        ends = self.offsets + np.array(self.level_sizes, int)
+        return max(_FIRST_CODE_ID, *ends.tolist())
 
     @property
     def max_tokens(self) -> int:
@@ -51,12 +72,36 @@ class DocidVocabulary:
         return len(self.level_sizes) + self.eos
 
     def encode(self, codes: Int[np.ndarray, "n levels"]) -> Int[np.ndarray, "n tokens"]:
-        """Codes (-1 after a docid's end) -> tokens [n, max_tokens], 0 after the end."""
-        tokens = np.where(codes >= 0, codes + self.offsets, PAD_ID).astype(np.int32)
+        """Codes (-1 after a docid's end) -> tokens [n, max_tokens], 0 after the end.
+
+        Raises:
+          ValueError: a code whose token is that of padding or of the end.
+        """
+        self.check_codes(codes)
+        tokens = np.full((len(codes), self.max_tokens), PAD_ID, np.int32)
+        for level, offset in enumerate(self.offsets.tolist()):
+            column = codes[:, level]
+            tokens[:, level] = np.where(column >= 0, column + offset, PAD_ID)
         if self.eos:
-            tokens = np.pad(tokens, ((0, 0), (0, 1)))
             tokens[np.arange(len(codes)), (codes >= 0).sum(axis=1)] = EOS_ID
         return tokens
+
+    def check_codes(self, codes: Int[np.ndarray, "n levels"]) -> None:
+        """Refuses codes whose tokens mean something else.
+
+        Raises:
+          ValueError: a code whose token is that of padding or of the end.
+        """
+        for level, offset in enumerate(self.offsets.tolist()):
+            if offset < _FIRST_CODE_ID:
+                column = codes[:, level]
+                bad = (column >= 0) & (column < _FIRST_CODE_ID - offset)
+                if bad.any():
+                    raise ValueError(
+                        f"code {column[bad][0]} of level {level} would be token "
+                        f"{column[bad][0] + offset}: tokens below {_FIRST_CODE_ID} are padding "
+                        "and end"
+                    )
 
     def decode(self, tokens: Int[np.ndarray, "n tokens"]) -> Int[np.ndarray, "n levels"]:
         """Inverse of `encode`.
@@ -90,11 +135,13 @@ class DocidMap:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        with np.errstate(invalid="ignore"):  # a copy: the caller's array stays the caller's
-            codes = np.array(self.codes, dtype=np.int32, order="C")
-        if not np.array_equal(codes, self.codes):
-            raise ValueError("codes are whole numbers of 32 bits")
-        codes.flags.writeable = False
+        codes = self.codes
+        if not _is_frozen(codes):
+            with np.errstate(invalid="ignore"):  # a copy: the caller's array stays the caller's
+                codes = np.array(self.codes, dtype=np.int32, order="C")
+            if not np.array_equal(codes, self.codes):
+                raise ValueError("codes are whole numbers of 32 bits")
+            codes.flags.writeable = False
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "doc_ids", tuple(self.doc_ids))
         object.__setattr__(self, "level_sizes", tuple(int(s) for s in self.level_sizes))
@@ -106,37 +153,80 @@ class DocidMap:
         if not self.level_sizes:
             raise ValueError("a docid needs at least one level")
         if len(set(self.doc_ids)) != len(self.doc_ids):
-            raise ValueError("a document has two docids")
+            twice = next(d for d, n in collections.Counter(self.doc_ids).items() if n > 1)
+            raise ValueError(f"a document has two docids: {twice!r}")
         ended = codes < 0
-        if (ended[:, :-1] & ~ended[:, 1:]).any() or (len(codes) and ended[:, 0].any()):
+        # True after False is an end, False after True a hole
+        if (ended[:, :-1] > ended[:, 1:]).any() or ended[:, 0].any():
             raise ValueError("a docid has a hole, or no code")
-        if (codes < -1).any():
+        if codes.min(initial=-1) < -1:
             raise ValueError("a code is negative")
-        if (codes >= np.array(self.level_sizes, dtype=np.int64)).any():
+        if (codes.max(axis=0, initial=-1) >= np.array(self.level_sizes, dtype=np.int64)).any():
             raise ValueError("a code is larger than its level")
 
     def __len__(self) -> int:
         return len(self.doc_ids)
 
     @functools.cached_property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        """Number of codes of each docid, in the smallest unsigned type that holds it."""
+        lengths = np.zeros(len(self), np.min_scalar_type(len(self.level_sizes)))
+        for column in self.codes.T:
+            lengths += column >= 0
+        return lengths
+
+    @functools.cached_property
     def sorted_order(self) -> Int[np.ndarray, " n"]:
         """Documents in lexicographic order of their docids (a prefix first), then corpus order."""
-        return np.lexsort(self.codes.T[::-1])
+        first, *more = _pack(self.codes, self.level_sizes)
+        # The quick sort is not stable, and it sees the first levels only: rows that it found equal
+        # are sorted again. They are few, or the map is small.
+        order = np.argsort(first)
+        in_order = first[order]
+        same = in_order[1:] == in_order[:-1]
+        if same.any():
+            tied = np.zeros(len(order), bool)
+            tied[1:] |= same
+            tied[:-1] |= same
+            rows = order[tied]
+            keys = [rows, *(word[rows] for word in reversed(more)), in_order[tied]]
+            order[tied] = rows[np.lexsort(keys)]
+        order.flags.writeable = False
+        return order
+
+    @functools.cached_property
+    def shared_levels(self) -> Int[np.ndarray, " n"]:
+        """Leading codes that each docid of `sorted_order` has in common with the one before.
+
+        It is the number of levels where both are the same docid, and 0 for the first.
+        """
+        levels = len(self.level_sizes)
+        shared = np.zeros(len(self), np.min_scalar_type(levels))
+        if len(self) < 2:
+            return shared
+        level, equal = 0, True
+        words = _pack(self.codes, self.level_sizes)
+        for word, shifts in zip(words, _shifts(self.level_sizes), strict=True):
+            word = word[self.sorted_order]
+            differing = word[1:] ^ word[:-1]  # its highest bit is in the first level that differs
+            for shift in shifts:
+                shared[1:] += equal & (differing >> np.uint64(shift) == 0)
+            level += len(shifts)
+            equal = shared[1:] == level
+        return shared
 
     @functools.cached_property
     def unique(self) -> bool:
         """Whether no two documents share a docid."""
-        ordered = self.codes[self.sorted_order]
-        return not (ordered[1:] == ordered[:-1]).all(axis=1).any()
+        return not (self.shared_levels == len(self.level_sizes)).any()
 
     @functools.cached_property
     def prefix_free(self) -> bool:
         """Whether no docid is a proper prefix of another."""
-        ordered = self.codes[self.sorted_order]
-        before, after = ordered[:-1], ordered[1:]
-        same = (before == after).all(axis=1)
+        shared = self.shared_levels[1:]
+        before = self.lengths[self.sorted_order[:-1]]
         # in sorted order, a prefix stands right before one of its extensions
-        return not (((before == after) | (before < 0)).all(axis=1) & ~same).any()
+        return not ((shared == before) & (shared < self.lengths[self.sorted_order[1:]])).any()
 
     @functools.cached_property
     def vocabulary(self) -> DocidVocabulary:
@@ -159,8 +249,95 @@ class DocidMap:
         digest = hashlib.sha256()
         digest.update(json.dumps([_FORMAT, self.level_sizes, len(self)]).encode())
         digest.update(json.dumps(self.doc_ids).encode())
-        digest.update(self.codes.astype("<i4").tobytes())
+        digest.update(self.codes.astype("<i4", copy=False).data.cast("B"))
         return digest.hexdigest()
+
+    def extended(
+        self,
+        doc_ids: Sequence[str],
+        codes: Int[np.ndarray, "m levels"],
+        level_sizes: Sequence[int] | None = None,
+    ) -> DocidMap:
+        """A map with more documents, after those of this one.
+
+        Args:
+          doc_ids: the new documents.
+          codes: their docids, -1 after the end.
+          level_sizes: larger levels, or more of them; None to keep this map's.
+
+        Raises:
+          ValueError: a document is there already, or a docid is wrong.
+        """
+        sizes = self.level_sizes if level_sizes is None else tuple(int(s) for s in level_sizes)
+        kept = sizes[: len(self.level_sizes)]
+        if len(kept) < len(self.level_sizes) or any(map(operator.lt, kept, self.level_sizes)):
+            raise ValueError(f"levels {self.level_sizes} cannot shrink to {sizes}")
+        doc_ids = tuple(doc_ids)
+        added = DocidMap(doc_ids, codes, sizes)  # refuses what is wrong by itself
+        known = set(doc_ids).intersection(self.doc_ids)
+        if known:
+            first = next(d for d in doc_ids if d in known)
+            raise ValueError(f"the document {first!r} has a docid already")
+        together = np.full((len(self) + len(doc_ids), len(sizes)), -1, np.int32)
+        together[: len(self), : len(self.level_sizes)] = self.codes
+        together[len(self) :] = added.codes
+        together.flags.writeable = False
+        order, new = self.sorted_order, added.sorted_order
+        # of equal docids, those that were there come first
+        places = np.searchsorted(
+            _comparable([word[order] for word in _pack(together[: len(self)], sizes)]),
+            _comparable([word[new] for word in _pack(added.codes, sizes)]),
+            side="right",
+        )
+        return self._changed(
+            {"extended": len(doc_ids)},
+            self.doc_ids + doc_ids,
+            together,
+            sizes,
+            np.insert(order, places, new + len(self)),
+        )
+
+    def without(self, doc_ids: Iterable[str]) -> DocidMap:
+        """A map of the other documents, in the same order and with the same docids.
+
+        Raises:
+          ValueError: a document is not there.
+        """
+        doc_ids = tuple(doc_ids)
+        removed = set(doc_ids)
+        keep = np.fromiter((d not in removed for d in self.doc_ids), bool, len(self))
+        rows = np.flatnonzero(keep)
+        if len(rows) + len(removed) != len(self):
+            unknown = removed.difference(self.doc_ids)
+            raise ValueError(
+                f"the document {next(d for d in doc_ids if d in unknown)!r} has no docid"
+            )
+        codes = self.codes[rows]
+        codes.flags.writeable = False
+        order = self.sorted_order
+        new_rows = np.cumsum(keep) - 1
+        return self._changed(
+            {"without": len(removed)},
+            tuple(itertools.compress(self.doc_ids, keep)),
+            codes,
+            self.level_sizes,
+            new_rows[order[keep[order]]],
+        )
+
+    def _changed(
+        self,
+        change: dict[str, Any],
+        doc_ids: tuple[str, ...],
+        codes: Int[np.ndarray, "n levels"],
+        level_sizes: tuple[int, ...],
+        sorted_order: Int[np.ndarray, " n"],
+    ) -> DocidMap:
+        """The map that a change makes of this one, with its order known."""
+        changes = [*self.provenance.get("changes", ()), {**change, "of": self.fingerprint}]
+        changed = DocidMap(doc_ids, codes, level_sizes, {**self.provenance, "changes": changes})
+        sorted_order.flags.writeable = False
+        vars(changed)["sorted_order"] = sorted_order  # where cached_property looks
+        return changed
 
     def docid_string(self, row: int) -> str:
         """A docid as people read it: `3-1-12`."""
@@ -211,6 +388,52 @@ class DocidMap:
                 f"{fingerprint[:12]}; make it again or restore it from a copy"
             )
         return docid_map
+
+
+def _is_frozen(codes: Any) -> bool:
+    """Whether nobody can change this array, so that it needs no copy."""
+    return (
+        type(codes) is np.ndarray
+        and codes.dtype == np.int32
+        and codes.flags.c_contiguous
+        and codes.flags.owndata
+        and not codes.flags.writeable
+    )
+
+
+def _shifts(level_sizes: Sequence[int]) -> list[list[int]]:
+    """Per word of `_pack`, the lowest bit of each of its levels."""
+    words: list[list[int]] = []
+    free = 0
+    for bits in (min(size.bit_length(), 32) for size in level_sizes):  # codes are int32
+        if not words or bits > free:
+            words.append([])
+            free = 64
+        free -= bits
+        words[-1].append(free)
+    return words
+
+
+def _pack(codes: Int[np.ndarray, "n levels"], level_sizes: Sequence[int]) -> list[np.ndarray]:
+    """Docids as few words of 64 bits [n], the most significant first, that compare as docids do."""
+    words, level = [], 0
+    for shifts in _shifts(level_sizes):
+        word = np.zeros(len(codes), np.uint64)
+        for shift in shifts:
+            field = (codes[:, level] + 1).view(np.uint32)  # 0 after the end: a prefix comes first
+            word |= field.astype(np.uint64) << np.uint64(shift)
+            level += 1
+        words.append(word)
+    return words
+
+
+def _comparable(words: list[np.ndarray]) -> np.ndarray:
+    """The words of `_pack` as one array [n] that `np.searchsorted` takes."""
+    if len(words) == 1:
+        return words[0]
+    # bytes compare from the left, zeros behind the end counting as zeros
+    table = np.stack(words, axis=1).astype(">u8")
+    return table.view(f"S{8 * len(words)}")[:, 0]
 
 
 def docid_map_from_tokens(
