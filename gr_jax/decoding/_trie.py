@@ -1,152 +1,381 @@
-"""The set of valid docids as flat arrays: one breadth-first list of nodes per level."""
+"""The set of valid docids as flat arrays: a breadth-first list of nodes per level, and tails."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple, Self
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
-from gr_jax.docids import DocidMap
+from gr_jax.docids import DocidMap, DocidVocabulary
+from gr_jax.errors import UserError
+from gr_jax.files import atomic_directory
+
+_FORMAT = 2
+_HEADER = "trie.json"
 
 
 class TrieShape(NamedTuple):
     """What a compiled search knows of a trie: the vocabulary exactly, all sizes as upper bounds.
 
     Two tries of one shape share a compiled program; `Trie.pad` brings a trie to a larger shape.
-    Entry `i` of a tuple is about level `i`, that is about prefixes of `i + 1` codes.
 
     Attributes:
-      level_sizes: codes of each level, as in `DocidVocabulary`; exact.
-      eos: whether docids end with the end token, as in `DocidVocabulary`; exact.
-      nodes: prefixes of each level.
-      inner: prefixes of each level that have an extension.
-      fan_outs: children that one node of the level above (the root, for level 0) can have.
-      leaves: whether a prefix of the level may be without extension.
-      ends: whether a docid may end at the level.
+      vocabulary: the tokens of the codes; exact.
+      nodes: nodes of each stored level.
+      branches: branching nodes of each stored level but the last.
+      fan_outs: per stored level, children that one parent (the root, for level 0) can have.
+      ends: per level of the vocabulary, whether a docid may end with a code of this level.
+      tail_start: the first level whose codes are in `tails`; no docid needs one before.
       docids: distinct docids.
       documents: documents; as many as docids unless documents share one.
       unique: whether each docid is known to have one document.
-      dense_root: whether node `i` of level 0 is known to be code `i`.
     """
 
-    level_sizes: tuple[int, ...]
-    eos: bool
+    vocabulary: DocidVocabulary
     nodes: tuple[int, ...]
-    inner: tuple[int, ...]
+    branches: tuple[int, ...]
     fan_outs: tuple[int, ...]
-    leaves: tuple[bool, ...]
     ends: tuple[bool, ...]
+    tail_start: int
     docids: int
     documents: int
     unique: bool
-    dense_root: bool
+
+    def holds(self, other: TrieShape) -> bool:
+        """Whether a trie of the other shape can be padded to this one."""
+        return (
+            self.vocabulary == other.vocabulary
+            and len(self.branches) + 1 == len(self.nodes) == len(self.fan_outs)
+            and len(self.nodes) <= len(self.ends) == len(self.vocabulary.level_sizes)
+            and len(other.nodes) <= len(self.nodes)
+            and all(a <= b for a, b in zip(other.nodes, self.nodes, strict=False))
+            and all(a <= b for a, b in zip(other.branches, self.branches, strict=False))
+            and all(a <= b for a, b in zip(other.fan_outs, self.fan_outs, strict=False))
+            and all(a <= b for a, b in zip(other.ends, self.ends, strict=True))
+            and 0 <= self.tail_start <= other.tail_start
+            and other.docids <= self.docids
+            and other.documents <= self.documents
+            and other.unique >= self.unique
+        )
+
+    def bucketed(self) -> TrieShape:
+        """Sizes rounded up, by at most an eighth, so that a refreshed corpus has the same ones."""
+        sizes = self.vocabulary.level_sizes[: len(self.fan_outs)]
+        return self._replace(
+            nodes=tuple(map(bucket, self.nodes)),
+            branches=tuple(map(bucket, self.branches)),
+            fan_outs=tuple(min(bucket(f), s) for f, s in zip(self.fan_outs, sizes, strict=True)),
+            docids=bucket(self.docids),
+            documents=bucket(self.documents),
+        )
+
+
+def bucket(n: int) -> int:
+    """The next of {8, 9, ..., 16} * 2^k; up to 16, `n` itself."""
+    step = 1 << max((n - 1).bit_length() - 4, 0)
+    return -(-n // step) * step
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["words", "counts"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranks:
+    """A set of numbers below `n` that tells how many of its members are below a number.
+
+    Several sets over the same `n` can be stacked along a leading group axis.
+
+    Attributes:
+      words: uint32 [ceil(n / 32) + 1] or [groups, ...]: bit `i % 32` of word `i // 32` says whether
+        `i` is a member.
+      counts: int32, same shape: members before each word.
+    """
+
+    words: Array
+    counts: Array
+
+    @classmethod
+    def from_mask(cls, mask: Bool[np.ndarray, " n"]) -> Self:
+        """The set of the positions that are True."""
+        table = np.zeros(4 * (-(-len(mask) // 32) + 1), np.uint8)
+        packed = np.packbits(mask, bitorder="little")
+        table[: len(packed)] = packed
+        words = table.view("<u4").astype(np.uint32, copy=False)
+        counts = np.zeros(len(words), np.int32)
+        np.cumsum(np.bitwise_count(words[:-1]), out=counts[1:])
+        return cls(words, counts)  # pyright: ignore[reportArgumentType]
+
+    def rank(self, index: Array, group: Array | None = None) -> Array:
+        """Members below each index (0 to n, any shape); of which group, if there are several."""
+        index = jnp.asarray(index)
+        place: Any = index >> 5 if group is None else (group, index >> 5)
+        word, count = (
+            jnp.asarray(x).at[place].get(mode="promise_in_bounds")
+            for x in (self.words, self.counts)
+        )
+        below = (jnp.uint32(1) << (index & 31).astype(jnp.uint32)) - jnp.uint32(1)
+        return count + jax.lax.population_count(word & below).astype(jnp.int32)
+
+    def _grown(self, n: int) -> Ranks:
+        """The same set over a larger `n`."""
+        words, counts = np.asarray(self.words), np.asarray(self.counts)
+        more = -(-n // 32) + 1 - len(words)
+        # the last word has no member, so its count is that of all members
+        return Ranks(
+            np.pad(words, (0, more)),  # pyright: ignore[reportArgumentType]
+            np.pad(counts, (0, more), constant_values=counts[-1]),  # pyright: ignore[reportArgumentType]
+        )
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["codes", "first_child", "docids", "first_document", "documents"],
+    data_fields=["allowed", "select", "first_document", "documents"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """Some documents of a trie, or several such choices (groups), as arguments of a program.
+
+    Attributes:
+      allowed: the numbers of the docids that keep a document, over the trie's capacity of docids
+        [groups, ...].
+      select: the same numbers in order [groups, capacity]; 0 in padding.
+      first_document: as in `Trie`, over the kept documents only [groups, docids + 1]; None if the
+        trie's docids are unique.
+      documents: as in `Trie`, the kept ones [groups, capacity], -1 in padding; None if the trie's
+        docids are unique.
+    """
+
+    allowed: Ranks
+    select: Array
+    first_document: Array | None
+    documents: Array | None
+
+    @classmethod
+    def stack(cls, subsets: Sequence[Subset]) -> Subset:
+        """All groups of all subsets (of one trie), in order.
+
+        Raises:
+          ValueError: no subsets, or of tries of different shapes.
+        """
+        kinds = {(s.allowed.words.shape[1], s.documents is None) for s in subsets}
+        if len(kinds) != 1:
+            raise ValueError("subsets to stack are of one trie, and at least one")
+
+        def stacked(arrays: list[Array], padding: int) -> np.ndarray:
+            width = max(a.shape[1] for a in arrays)
+            grown = [
+                np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=padding)
+                for a in map(np.asarray, arrays)
+            ]
+            return np.concatenate(grown)
+
+        first = [s.first_document for s in subsets if s.first_document is not None]
+        documents = [s.documents for s in subsets if s.documents is not None]
+        arrays: Any = {
+            "select": stacked([s.select for s in subsets], 0),
+            "first_document": np.concatenate(first) if first else None,
+            "documents": stacked(documents, -1) if documents else None,
+        }
+        return cls(allowed=jax.tree.map(_concatenate, *(s.allowed for s in subsets)), **arrays)
+
+
+def _concatenate(*arrays: Array) -> np.ndarray:
+    return np.concatenate(arrays)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "codes",
+        "lows",
+        "branching",
+        "first_child",
+        "tails",
+        "lengths",
+        "first_document",
+        "documents",
+        "root_children",
+    ],
     meta_fields=["shape"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trie:
-    """Valid docids, level by level, with implicit children.
+    """Valid docids: level by level as long as there is a choice, then as tails.
 
-    The nodes of level `i` are the distinct prefixes of `i + 1` codes in lexicographic order. The
-    children of a node stand side by side in the next level, sorted by code, so a child's id is its
-    position there and no id is stored. Docids are numbered in lexicographic order too (a prefix
-    before its extensions), and all arrays are int32.
+    Docids are numbered in lexicographic order (a prefix before its extensions). A *node* of level
+    `i` is a prefix of `i + 1` codes; the docids below it are a range of numbers. It is *branching*
+    if they are at least two; else it is *unary*, and all that follows is forced. The children of
+    the root and of branching nodes are stored, in lexicographic order, so that the children of a
+    node stand side by side; what follows a unary node is read from `tails`.
+
+    The range of node `n` starts at `lows[n]`. It ends at `min(lows[n + 1], end of the parent's
+    range)`: between the last child of a parent and the next stored node there may be docids of
+    nodes that are not stored, or that have no child. A docid that ends at a branching node is the
+    first of its range, and the range of its first child starts behind it.
 
     It is a pytree: arrays are its leaves (an argument of a compiled program, never a constant of
-    it), `shape` is static.
+    it), `shape` is static. Codes are of the narrowest of uint8, uint16 and int32 that holds those
+    of the level.
 
     Attributes:
-      codes: per level, each node's code [nodes]; -1 in padding.
-      first_child: per level but the last, [nodes + 1]: the children of node `n` are the nodes
-        `first_child[n]` to `first_child[n + 1]` of the next level.
-      docids: per level, the number of the docid that ends at each node [nodes], -1 where none
-        does; None where no docid ends at the level.
-      first_document: [docids + 1]: documents `first_document[d]` to `first_document[d + 1]` of
-        `documents` have docid `d`; None when each docid has one document, `documents[d]`.
-      documents: rows of the `DocidMap`, by docid, then in corpus order [documents]; -1 in padding.
+      codes: per stored level, each node's code [nodes]; 0 in padding.
+      lows: per stored level, int32 [nodes + 1]: the first docid of each node; behind the last node
+        and in padding, the number of docids.
+      branching: per stored level but the last, which nodes are branching.
+      first_child: per stored level but the last, int32 [branches + 1]: the children of the `b`-th
+        branching node are the nodes `first_child[b]` to `first_child[b + 1]` of the next level.
+      tails: each docid's codes from level `shape.tail_start` on [docids, levels - tail_start]; 0
+        behind its end.
+      lengths: number of codes of each docid [docids], uint8 or, for more than 255 levels, uint16.
+      first_document: int32 [docids + 1]: documents `first_document[d]` to `first_document[d + 1]`
+        of `documents` have docid `d`; None when each docid has one document, `documents[d]`.
+      documents: rows of the `DocidMap`, by docid, then in corpus order, int32 [documents]; -1 in
+        padding.
+      root_children: number of nodes of level 0, without padding; int32 [].
       shape: the static sizes.
     """
 
     codes: tuple[Array, ...]
+    lows: tuple[Array, ...]
+    branching: tuple[Ranks, ...]
     first_child: tuple[Array, ...]
-    docids: tuple[Array | None, ...]
+    tails: Array
+    lengths: Array
     first_document: Array | None
     documents: Array
+    root_children: Array
     shape: TrieShape
 
     @classmethod
-    def from_docid_map(cls, docid_map: DocidMap) -> Self:
+    def from_docid_map(cls, docid_map: DocidMap, vocabulary: DocidVocabulary | None = None) -> Self:
         """Builds the trie of a map on the host, in time linear in its codes (after sorting).
 
+        Args:
+          docid_map: the documents and their docids.
+          vocabulary: the tokens of the codes; None for those of the map.
+
         Raises:
-          ValueError: the map has no document.
+          ValueError: the map has no document, or the vocabulary cannot spell its docids.
         """
         if not len(docid_map):
             raise ValueError("a trie needs at least one document")
-        order = docid_map.sorted_order
-        table = docid_map.codes[order]  # [documents, levels]
-        levels = table.shape[1]
-        lengths = (table >= 0).sum(axis=1)
+        if vocabulary is None:
+            vocabulary = docid_map.vocabulary
+        elif vocabulary.level_sizes != docid_map.level_sizes:
+            raise ValueError(
+                f"a vocabulary of levels {vocabulary.level_sizes} for docids of levels "
+                f"{docid_map.level_sizes}"
+            )
+        elif not vocabulary.eos and not docid_map.prefix_free:
+            raise ValueError("a docid is a prefix of another: the vocabulary needs an end token")
+        vocabulary.check_codes(docid_map.codes)
+        sizes = docid_map.level_sizes
+        levels = len(sizes)
 
-        # fresh[r]: row r differs from row r - 1 in one of the levels seen so far
-        fresh = np.zeros(len(table), bool)
-        fresh[0] = True
-        codes, starts, before = [], [], []
-        for level in range(levels):
-            fresh[1:] |= table[1:, level] != table[:-1, level]
-            opens = fresh & (table[:, level] >= 0)
-            starts.append(np.flatnonzero(opens))  # the first row of each node
-            before.append(np.cumsum(opens, dtype=np.int32) - opens)  # nodes opened above each row
-            codes.append(np.ascontiguousarray(table[starts[-1], level]))
-        first_child = [
-            np.append(before[i + 1][starts[i]], len(codes[i + 1])).astype(np.int32)
-            for i in range(levels - 1)
-        ]
+        # from documents to distinct docids: the first row of each, in order
+        rows, shared = docid_map.sorted_order, docid_map.shared_levels
+        first_document = None
+        if not docid_map.unique:
+            first = np.flatnonzero(shared < levels)
+            first_document = np.append(first, len(rows)).astype(np.int32)
+            rows, shared = rows[first], shared[first]
+        lengths = docid_map.lengths[rows]
+        docids = len(rows)
+        # leading codes in common with the next docid, and with either neighbour
+        shared_next = np.zeros_like(shared)
+        shared_next[:-1] = shared[1:]
+        meets = np.maximum(shared, shared_next)
+        # A docid opens a node at each level from `shared` on, up to its own end; its prefix of
+        # `meets` codes is the last one with other docids below it, whose children are stored.
+        last = np.minimum(meets, lengths - 1)
+        stored = int(last.max()) + 1
+        tail_start = int(meets.min(where=lengths - 1 > meets, initial=levels - 1)) + 1
 
-        first_document = np.append(np.flatnonzero(fresh), len(table)).astype(np.int32)
-        docid_lengths = lengths[first_document[:-1]]
-        docids = []
-        for level in range(levels):
-            ending = np.flatnonzero(docid_lengths == level + 1)
-            if not len(ending):
-                docids.append(None)
+        codes, lows, branching, first_child, fan_outs, branches = [], [], [], [], [], []
+        tails = np.zeros((docids, levels - tail_start), _code_type(sizes[tail_start:]))
+        parents = np.zeros(0, int)  # first docids of the branching nodes of the level before
+        for level in range(max(stored, levels if levels > tail_start else 0)):
+            # gathered from a narrow copy, which fits into caches
+            column = np.maximum(docid_map.codes[:, level], 0).astype(_code_type(sizes[level]))
+            if level >= tail_start:
+                tails[:, level - tail_start] = column[rows]
+            if level >= stored:
                 continue
-            ends = np.full(len(codes[level]), -1, np.int32)
-            # the node of a row is the last one opened at or above it
-            row = first_document[ending]
-            ends[np.searchsorted(starts[level], row, side="right") - 1] = ending
-            docids.append(ends)
+            opens = (shared <= level) & (last >= level)
+            low = np.flatnonzero(opens)
+            codes.append(column[rows[low]])
+            lows.append(np.append(low, docids).astype(np.int32))
+            if level == 0:
+                fan_outs.append(len(low))
+            else:
+                opened = np.cumsum(opens, dtype=np.int32)
+                before = opened[parents] - opens[parents]
+                first_child.append(np.append(before, np.int32(len(low))))
+                fan_outs.append(int(np.diff(first_child[-1]).max()))
+            if level + 1 < stored:
+                branch = shared_next[low] > level
+                branching.append(Ranks.from_mask(branch))
+                parents = low[branch]
+                branches.append(len(parents))
 
-        child_counts = [np.array([len(codes[0])])] + [np.diff(f) for f in first_child]
-        inner = [int(np.count_nonzero(c)) for c in child_counts[1:]] + [0]
-        unique = len(first_document) == len(table) + 1
+        ending = np.bincount(lengths, minlength=levels + 1)[1:]
         shape = TrieShape(
-            level_sizes=docid_map.level_sizes,
-            eos=docid_map.vocabulary.eos,
+            vocabulary=vocabulary,
             nodes=tuple(len(c) for c in codes),
-            inner=tuple(inner),
-            fan_outs=tuple(int(c.max(initial=0)) for c in child_counts),
-            leaves=tuple(i < len(c) for i, c in zip(inner, codes, strict=True)),
-            ends=tuple(d is not None for d in docids),
-            docids=len(first_document) - 1,
-            documents=len(table),
-            unique=unique,
-            dense_root=bool((codes[0] == np.arange(len(codes[0]))).all()),
+            branches=tuple(branches),
+            fan_outs=tuple(fan_outs),
+            ends=tuple(bool(n) for n in ending),
+            tail_start=tail_start,
+            docids=docids,
+            documents=len(docid_map),
+            unique=first_document is None,
         )
+        arrays: Any = {
+            "codes": tuple(codes),
+            "lows": tuple(lows),
+            "branching": tuple(branching),
+            "first_child": tuple(first_child),
+            "tails": tails,
+            "lengths": lengths.astype(_length_type(levels), copy=False),
+            "first_document": first_document,
+            "documents": docid_map.sorted_order.astype(np.int32),
+            "root_children": np.array(len(codes[0]), np.int32),
+        }
+        return cls(**arrays, shape=shape)
+
+    @classmethod
+    def abstract(cls, shape: TrieShape) -> Self:
+        """A trie of this shape with `jax.ShapeDtypeStruct` for arrays, to compile ahead of data."""
+
+        def array(dtype: Any, *dimensions: int) -> Any:
+            return jax.ShapeDtypeStruct(dimensions, dtype)
+
+        def ranks(n: int) -> Ranks:
+            words = -(-n // 32) + 1
+            return Ranks(array(np.uint32, words), array(np.int32, words))
+
+        sizes = shape.vocabulary.level_sizes
+        tail = len(sizes) - shape.tail_start
         return cls(
-            codes=tuple(codes),  # pyright: ignore[reportArgumentType]
-            first_child=tuple(first_child),  # pyright: ignore[reportArgumentType]
-            docids=tuple(docids),
-            first_document=None if unique else first_document,  # pyright: ignore[reportArgumentType]
-            documents=order.astype(np.int32),  # pyright: ignore[reportArgumentType]
+            codes=tuple(array(_code_type(s), n) for s, n in zip(sizes, shape.nodes, strict=False)),
+            lows=tuple(array(np.int32, n + 1) for n in shape.nodes),
+            branching=tuple(ranks(n) for n in shape.nodes[:-1]),
+            first_child=tuple(array(np.int32, b + 1) for b in shape.branches),
+            tails=array(_code_type(sizes[shape.tail_start :]), shape.docids, tail),
+            lengths=array(_length_type(len(sizes)), shape.docids),
+            first_document=None if shape.unique else array(np.int32, shape.docids + 1),
+            documents=array(np.int32, shape.documents),
+            root_children=array(np.int32),
             shape=shape,
         )
 
@@ -155,76 +384,268 @@ class Trie:
         """Bytes of all arrays."""
         return sum(x.nbytes for x in jax.tree.leaves(self))
 
+    @property
+    def docid_count(self) -> int:
+        """Distinct docids, without padding."""
+        return int(self.lows[0][-1])
+
+    @property
+    def document_count(self) -> int:
+        """Documents, without padding."""
+        return self.docid_count if self.first_document is None else int(self.first_document[-1])
+
     def pad(self, shape: TrieShape) -> Trie:
         """The same docids in arrays of a larger shape, to share a compiled program.
 
         Raises:
           ValueError: the trie does not fit `shape`.
         """
-        mine = self.shape
-        fits = (
-            (mine.level_sizes, mine.eos) == (shape.level_sizes, shape.eos)
-            and all(a <= b for a, b in zip(mine.nodes, shape.nodes, strict=True))
-            and all(a <= b for a, b in zip(mine.inner, shape.inner, strict=True))
-            and all(a <= b for a, b in zip(mine.fan_outs, shape.fan_outs, strict=True))
-            and all(a <= b for a, b in zip(mine.leaves, shape.leaves, strict=True))
-            and all(a <= b for a, b in zip(mine.ends, shape.ends, strict=True))
-            and mine.docids <= shape.docids
-            and mine.documents <= shape.documents
-            and mine.unique >= shape.unique
-            and mine.dense_root >= shape.dense_root
-        )
-        if not fits:
-            raise ValueError(f"a trie of shape {mine} does not fit into {shape}")
+        if not shape.holds(self.shape):
+            raise ValueError(f"a trie of shape {self.shape} does not fit into {shape}")
+        docids = self.docid_count
+        levels = range(len(shape.nodes))
+        types = [_code_type(s) for s in shape.vocabulary.level_sizes]
 
-        def grow(x, size, value):
+        def grow(x, size, value=0):
             x = np.asarray(x)
-            return np.pad(x, (0, size - len(x)), constant_values=value)
+            return np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)], constant_values=value)
 
-        first_document = None
+        # levels that only the larger shape has: no node
+        codes = [*self.codes, *(np.zeros(0, t) for t in types[len(self.codes) : len(levels)])]
+        lows = [*self.lows, *[np.full(1, docids, np.int32)] * (len(levels) - len(self.lows))]
+        nobody = Ranks.from_mask(np.zeros(0, bool))
+        branching = [*self.branching, *[nobody] * (len(levels) - 1 - len(self.branching))]
+        nothing = np.zeros(1, np.int32)
+        first_child = [*self.first_child, *[nothing] * (len(levels) - 1 - len(self.first_child))]
+        tails = self.tails
+        if shape.tail_start < self.shape.tail_start:
+            tail = range(shape.tail_start, len(types))
+            tails = np.zeros(
+                (docids, len(tail)), _code_type(shape.vocabulary.level_sizes[tail[0] :])
+            )
+            for place, level in enumerate(tail):
+                tails[:, place] = np.maximum(self._level_codes(level), 0)
+        first_document = self.first_document
         if not shape.unique:
-            first_document = self.first_document
             if first_document is None:
-                first_document = np.arange(mine.docids + 1, dtype=np.int32)
-            first_document = grow(first_document, shape.docids + 1, mine.documents)
-        return dataclasses.replace(
-            self,
-            codes=tuple(grow(c, n, -1) for c, n in zip(self.codes, shape.nodes, strict=True)),
-            first_child=tuple(
-                grow(f, n + 1, f[-1])
-                for f, n in zip(self.first_child, shape.nodes[:-1], strict=True)
+                first_document = np.arange(docids + 1, dtype=np.int32)
+            first_document = grow(first_document, shape.docids + 1, self.document_count)
+        arrays: Any = {
+            "codes": tuple(map(grow, codes, shape.nodes)),
+            "lows": tuple(grow(x, n + 1, docids) for x, n in zip(lows, shape.nodes, strict=True)),
+            "branching": tuple(
+                r._grown(n) for r, n in zip(branching, shape.nodes[:-1], strict=True)
             ),
-            docids=tuple(
-                grow(np.zeros(0, np.int32) if d is None else d, n, -1) if ends else None
-                for d, n, ends in zip(self.docids, shape.nodes, shape.ends, strict=True)
+            "first_child": tuple(
+                grow(x, n + 1, x[-1]) for x, n in zip(first_child, shape.branches, strict=True)
             ),
-            first_document=first_document,
-            documents=grow(self.documents, shape.documents, -1),
-            shape=shape,
-        )
+            "tails": grow(tails, shape.docids),
+            "lengths": grow(self.lengths, shape.docids),
+            "first_document": first_document,
+            "documents": grow(self.documents, shape.documents, -1),
+            "root_children": self.root_children,
+        }
+        return Trie(**arrays, shape=shape)
+
+    def bucketed(self) -> Trie:
+        """Padded to `TrieShape.bucketed`: most refreshed corpora then share a compiled program."""
+        return self.pad(self.shape.bucketed())
+
+    def subset(
+        self,
+        keep: Bool[np.ndarray, " documents"] | Int[np.ndarray, " n"],
+        *,
+        capacity: int | None = None,
+    ) -> Subset:
+        """A choice of documents, for one request or many; no search is compiled anew for it.
+
+        Args:
+          keep: which documents, by row of the `DocidMap`, or the rows themselves.
+          capacity: room for docids and documents, for equal shapes whatever the choice; None for
+            their number, rounded up.
+
+        Raises:
+          ValueError: `keep` is not about this trie's documents, or there is not room enough.
+        """
+        count, keep = self.document_count, np.asarray(keep)
+        if keep.dtype != bool:
+            rows = keep.astype(np.int64)
+            if rows.ndim != 1 or not np.array_equal(rows, keep):
+                raise ValueError("documents to keep are a mask, or rows as whole numbers")
+            if rows.min(initial=0) < 0 or rows.max(initial=-1) >= count:
+                raise ValueError(f"a row to keep is not one of {count} documents")
+            keep = np.zeros(count, bool)
+            keep[rows] = True
+        if keep.shape != (count,):
+            raise ValueError(f"a mask of shape {keep.shape} for {count} documents")
+        documents = np.asarray(self.documents)[:count]
+        kept = keep[documents]  # by docid
+        mask = np.zeros(self.shape.docids, bool)
+        first_document = None
+        if self.first_document is None:
+            mask[:count] = kept
+        else:
+            before = np.zeros(count + 1, np.int32)
+            np.cumsum(kept, out=before[1:])
+            first_document = before[np.asarray(self.first_document)]
+            mask[:] = first_document[1:] > first_document[:-1]
+
+        def padded(x: np.ndarray, value: int) -> np.ndarray:
+            room = bucket(max(len(x), 1)) if capacity is None else capacity
+            if len(x) > room:
+                raise ValueError(f"{len(x)} kept for a capacity of {room}")
+            out = np.full((1, room), value, np.int32)
+            out[0, : len(x)] = x
+            return out
+
+        shared = first_document is not None
+        arrays: Any = {
+            "select": padded(np.flatnonzero(mask), 0),
+            "first_document": first_document[None] if shared else None,
+            "documents": padded(documents[kept], -1) if shared else None,
+        }
+        return Subset(allowed=jax.tree.map(lambda x: x[None], Ranks.from_mask(mask)), **arrays)
 
     def enumerate(self) -> Int[np.ndarray, "documents levels"]:
         """Every document's codes, by row of the `DocidMap`, -1 after a docid's end."""
-        levels = len(self.codes)
-        documents = np.asarray(self.documents)
-        documents = documents[documents >= 0]
-        by_docid = np.full((self.shape.docids, levels), -1, np.int32)
-        prefixes = np.zeros((1, 0), np.int32)
-        for level in range(levels):
-            codes = np.asarray(self.codes[level])
-            codes = codes[codes >= 0]
-            if level == 0:
-                parents = np.zeros(len(codes), int)
-            else:
-                counts = np.diff(np.asarray(self.first_child[level - 1]))
-                parents = np.repeat(np.arange(len(counts)), counts)
-            prefixes = np.column_stack([prefixes[parents], codes])  # [nodes, level + 1]
-            if self.docids[level] is not None:
-                docids = np.asarray(self.docids[level])[: len(codes)]
-                by_docid[docids[docids >= 0], : level + 1] = prefixes[docids >= 0]
+        documents = np.asarray(self.documents)[: self.document_count]
+        docids = np.arange(self.docid_count)
         if self.first_document is not None:
-            counts = np.diff(np.asarray(self.first_document))
-            by_docid = np.repeat(by_docid, counts, axis=0)
-        out = np.empty((len(documents), levels), np.int32)
-        out[documents] = by_docid[: len(documents)]
+            docids = np.repeat(docids, np.diff(self.first_document)[: len(docids)])
+        out = np.empty((len(documents), len(self.shape.ends)), np.int32)
+        for level in range(out.shape[1]):
+            out[documents, level] = self._level_codes(level)[docids]
         return out
+
+    def _level_codes(self, level: int) -> Int[np.ndarray, " docids"]:
+        """Every docid's code of one level, -1 where it has none; without padding."""
+        docids, start = self.docid_count, self.shape.tail_start
+        longer = np.asarray(self.lengths)[:docids] > level
+        if not longer.any():
+            return np.full(docids, -1, np.int32)
+        if level >= start:
+            column = np.asarray(self.tails)[:docids, level - start]
+        else:
+            # the node of a docid is the last one that starts at or before it
+            low = np.asarray(self.lows[level])
+            opens = np.zeros(docids, np.int32)
+            opens[low[: np.searchsorted(low, docids)]] = 1
+            column = np.asarray(self.codes[level])[np.cumsum(opens) - 1]
+        return np.where(longer, column.astype(np.int32), np.int32(-1))
+
+    def save(self, directory: Path, fingerprint: str) -> None:
+        """Writes the trie to `directory` (made, or replaced whole).
+
+        Args:
+          directory: where.
+          fingerprint: that of the `DocidMap`.
+        """
+        checksums = {}
+        with atomic_directory(Path(directory)) as temporary:
+            for path, leaf in jax.tree.leaves_with_path(self):
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                array = np.ascontiguousarray(leaf).reshape(np.shape(leaf))
+                np.save(temporary / f"{name}.npy", array)
+                checksums[name] = _checksum(array)
+            header = {
+                "format": _FORMAT,
+                "fingerprint": fingerprint,
+                "shape": _to_json(self.shape),
+                "checksums": checksums,
+            }
+            header["checksum"] = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+            (temporary / _HEADER).write_text(
+                json.dumps(header, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        fingerprint: str | None = None,
+        mmap: bool = True,
+        verify: bool = True,
+    ) -> Self:
+        """Reads what `save` wrote.
+
+        Args:
+          directory: where.
+          fingerprint: that of the `DocidMap` that the trie must be of; None for any.
+          mmap: whether arrays stay on disk, to be shared by processes and read when used.
+          verify: whether all bytes are compared with their checksums, which reads them.
+
+        Raises:
+          UserError: a file is missing, damaged or of another format, or the trie is of another map.
+        """
+        directory = Path(directory)
+        file = directory / _HEADER
+        mend = "delete the directory and build the trie again"
+        try:
+            header = json.loads(file.read_text(encoding="utf-8"))
+            if header["format"] != _FORMAT:
+                raise UserError(
+                    f"{file}: format {header['format']!r}, not {_FORMAT}: written by another "
+                    f"version of gr-jax; {mend}"
+                )
+            checksum = header.pop("checksum")
+            if zlib.crc32(json.dumps(header, sort_keys=True).encode()) != checksum:
+                raise ValueError("the checksum does not match")
+            if fingerprint not in (None, header["fingerprint"]):
+                raise UserError(
+                    f"{file}: the trie of docid map {str(header['fingerprint'])[:12]}, not of "
+                    f"{fingerprint[:12]}; {mend}"
+                )
+            shape = _from_json(header["shape"])
+            expected, structure = jax.tree.flatten_with_path(cls.abstract(shape))
+            leaves = []
+            for path, leaf in expected:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                file = directory / f"{name}.npy"
+                array = np.asarray(np.lib.format.open_memmap(file, mode="r"))
+                if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+                    raise ValueError(
+                        f"{array.dtype} {list(array.shape)}, not {leaf.dtype} {list(leaf.shape)}"
+                    )
+                if not mmap:
+                    array = np.array(array)
+                if verify and _checksum(array) != header["checksums"][name]:
+                    raise ValueError("the checksum does not match")
+                leaves.append(array)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{error.filename}: not found; it is part of a trie written by gr-jax: {mend}"
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError, EOFError, OSError) as error:
+            raise UserError(f"{file}: damaged ({_line(error)}); {mend}") from error
+        return jax.tree.unflatten(structure, leaves)
+
+
+def _code_type(sizes: int | Sequence[int]) -> type[np.generic]:
+    """The narrowest type for codes of levels of these sizes."""
+    most = np.max(sizes, initial=0)
+    return np.uint8 if most <= 256 else np.uint16 if most <= 65536 else np.int32
+
+
+def _length_type(levels: int) -> type[np.generic]:
+    return np.uint8 if levels <= 255 else np.uint16
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data) if array.size else 0
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _to_json(shape: TrieShape) -> dict[str, Any]:
+    return {**shape._asdict(), "vocabulary": dataclasses.asdict(shape.vocabulary)}
+
+
+def _from_json(fields: dict[str, Any]) -> TrieShape:
+    def tuples(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    vocabulary = DocidVocabulary(**tuples(fields["vocabulary"]))
+    return TrieShape(**{**tuples(fields), "vocabulary": vocabulary})
