@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import tokenize
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
 from gr_jax.docids import DocidMap, DocidVocabulary
@@ -21,6 +23,11 @@ from gr_jax.files import atomic_directory
 
 _FORMAT = 2
 _HEADER = "trie.json"
+# what JSON and NumPy raise at bytes that are not theirs
+_DAMAGE = (
+    *(ValueError, TypeError, KeyError, AttributeError, EOFError, OSError),
+    *(SyntaxError, tokenize.TokenError),
+)
 
 
 class TrieShape(NamedTuple):
@@ -114,7 +121,7 @@ class Ranks:
         np.cumsum(np.bitwise_count(words[:-1]), out=counts[1:])
         return cls(words, counts)  # pyright: ignore[reportArgumentType]
 
-    def rank(self, index: Array, group: Array | None = None) -> Array:
+    def rank(self, index: ArrayLike, group: ArrayLike | None = None) -> Array:
         """Members below each index (0 to n, any shape); of which group, if there are several."""
         index = jnp.asarray(index)
         place: Any = index >> 5 if group is None else (group, index >> 5)
@@ -304,7 +311,7 @@ class Trie:
         codes, lows, branching, first_child, fan_outs, branches = [], [], [], [], [], []
         tails = np.zeros((docids, levels - tail_start), _code_type(sizes[tail_start:]))
         parents = np.zeros(0, int)  # first docids of the branching nodes of the level before
-        for level in range(max(stored, levels if levels > tail_start else 0)):
+        for level in range(levels):
             # gathered from a narrow copy, which fits into caches
             column = np.maximum(docid_map.codes[:, level], 0).astype(_code_type(sizes[level]))
             if level >= tail_start:
@@ -404,7 +411,8 @@ class Trie:
             raise ValueError(f"a trie of shape {self.shape} does not fit into {shape}")
         docids = self.docid_count
         levels = range(len(shape.nodes))
-        types = [_code_type(s) for s in shape.vocabulary.level_sizes]
+        sizes = shape.vocabulary.level_sizes
+        types = [_code_type(s) for s in sizes]
 
         def grow(x, size, value=0):
             x = np.asarray(x)
@@ -419,10 +427,8 @@ class Trie:
         first_child = [*self.first_child, *[nothing] * (len(levels) - 1 - len(self.first_child))]
         tails = self.tails
         if shape.tail_start < self.shape.tail_start:
-            tail = range(shape.tail_start, len(types))
-            tails = np.zeros(
-                (docids, len(tail)), _code_type(shape.vocabulary.level_sizes[tail[0] :])
-            )
+            tail = range(shape.tail_start, len(sizes))
+            tails = np.zeros((docids, len(tail)), _code_type(sizes[shape.tail_start :]))
             for place, level in enumerate(tail):
                 tails[:, place] = np.maximum(self._level_codes(level), 0)
         first_document = self.first_document
@@ -616,7 +622,7 @@ class Trie:
             raise UserError(
                 f"{error.filename}: not found; it is part of a trie written by gr-jax: {mend}"
             ) from error
-        except (ValueError, TypeError, KeyError, AttributeError, EOFError, OSError) as error:
+        except _DAMAGE as error:
             raise UserError(f"{file}: damaged ({_line(error)}); {mend}") from error
         return jax.tree.unflatten(structure, leaves)
 

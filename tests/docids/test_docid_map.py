@@ -64,11 +64,24 @@ def test_wrong_codes_are_refused(codes, sizes):
         DocidMap(("a", "b"), np.array(codes), sizes)
 
 
+@pytest.mark.parametrize("code", [-1, -2])
+def test_a_frozen_array_is_taken_as_it_is_and_checked_all_the_same(code):
+    codes = np.array([[0, 1], [1, 0]], np.int32)
+    codes.flags.writeable = False
+    assert DocidMap(("a", "b"), codes, (2, 2)).codes is codes
+    view = codes[:1]  # its owner could be made writable again
+    assert DocidMap(("a",), view, (2, 2)).codes is not view
+    wrong = np.array([[0, 1], [code, 0]], np.int32)
+    wrong.flags.writeable = False
+    with pytest.raises(ValueError):
+        DocidMap(("a", "b"), wrong, (2, 2))
+
+
 def test_holes_and_twice_named_documents_are_refused():
     with pytest.raises(ValueError, match="hole"):
         DocidMap(("a",), np.array([[0, -1, 1]]), (2, 2, 2))
-    with pytest.raises(ValueError, match="two docids"):
-        DocidMap(("a", "a"), np.array([[0], [1]]), (2,))
+    with pytest.raises(ValueError, match="two docids: 'a'"):
+        DocidMap(("b", "a", "a"), np.array([[0], [1], [1]]), (2,))
 
 
 def test_tokens_need_documents_and_codes():
@@ -107,6 +120,61 @@ def test_order_uniqueness_and_prefixes_against_brute_force(docids):
         assert docid_map.docid_string(row) == "-".join(map(str, docid))
 
 
+def check_order(docid_map: DocidMap) -> None:
+    """Everything that rests on the sorted order, against tuples, which compare as docids do."""
+    docids = [tuple(c for c in row if c >= 0) for row in docid_map.codes.tolist()]
+    order = sorted(range(len(docids)), key=lambda i: (docids[i], i))
+    assert docid_map.sorted_order.tolist() == order
+    assert docid_map.lengths.tolist() == list(map(len, docids))
+    shared = [0] * len(order)
+    for place in range(1, len(order)):
+        one, other = docids[order[place - 1]], docids[order[place]]
+        equal = [a == b for a, b in zip(one, other, strict=False)]
+        shared[place] = equal.index(False) if False in equal else len(equal)
+        if one == other:
+            shared[place] = len(docid_map.level_sizes)
+    assert docid_map.shared_levels.tolist() == shared
+    assert docid_map.unique == (len(set(docids)) == len(docids))
+    pairs = ((a, b) for a in set(docids) for b in set(docids))
+    assert docid_map.prefix_free == (not any(a != b and b[: len(a)] == a for a, b in pairs))
+
+
+WIDE = (2**31, 3, 256, 2**20, 70_000, 2**31, 5)  # three words of 64 bits
+
+
+@st.composite
+def wide_maps(draw, prefix: str = "d"):
+    """Docids over large levels: few values, so that ties and prefixes are common."""
+    values = [draw(st.lists(st.integers(0, s - 1), min_size=1, max_size=2)) for s in WIDE]
+    values = [[*v, s - 1] for v, s in zip(values, WIDE, strict=True)]
+    picks = st.lists(st.integers(0, 2), min_size=1, max_size=len(WIDE))
+    lists = draw(st.lists(picks, min_size=1, max_size=20))
+    lists += draw(st.lists(st.sampled_from(lists), max_size=5))
+    docids = [[v[i % len(v)] for i, v in zip(d, values, strict=False)] for d in lists]
+    codes = np.full((len(docids), len(WIDE)), -1, np.int64)
+    for row, docid in zip(codes, docids, strict=True):
+        row[: len(docid)] = docid
+    return DocidMap(tuple(f"{prefix}{i}" for i in range(len(docids))), codes, WIDE)
+
+
+@quick
+@given(wide_maps())
+def test_order_over_large_levels(docid_map):
+    check_order(docid_map)
+
+
+@quick
+@given(docid_lists())
+def test_order_over_small_levels(docids):
+    check_order(make(docids))
+
+
+def test_an_empty_map_has_an_order():
+    docid_map = DocidMap((), np.zeros((0, 2), np.int32), (4, 4))
+    check_order(docid_map)
+    assert docid_map.tokens.shape == (0, 2) and len(docid_map.fingerprint) == 64
+
+
 @quick
 @given(docid_lists())
 def test_tokens_spell_each_docid(docids):
@@ -134,6 +202,46 @@ def test_a_token_of_another_level_is_refused(token):
 def test_a_token_of_an_earlier_level_is_refused():
     with pytest.raises(ValueError, match="3"):
         DocidVocabulary((2, 3)).decode(np.array([[2, 3]]))
+
+
+@quick
+@given(docid_lists(), st.booleans(), st.lists(st.integers(2, 9), min_size=3, max_size=3))
+def test_levels_may_share_tokens(docids, eos, first):
+    docid_map = make(docids)
+    sizes = docid_map.level_sizes
+    vocabulary = DocidVocabulary(sizes, eos, tuple(first[: len(sizes)]))
+    assert vocabulary.size == max(f + s for f, s in zip(first, sizes, strict=False))
+    assert vocabulary.offsets.tolist() == first[: len(sizes)]
+    tokens = vocabulary.encode(docid_map.codes)
+    for docid, row in zip(docids, tokens.tolist(), strict=True):
+        spelled = [first[i] + c for i, c in enumerate(docid)] + [EOS_ID] * eos
+        assert row == spelled + [PAD_ID] * (vocabulary.max_tokens - len(spelled))
+    np.testing.assert_array_equal(vocabulary.decode(tokens), docid_map.codes)
+
+
+def test_codes_can_be_tokens_of_a_text_vocabulary():
+    vocabulary = DocidVocabulary((100, 100), eos=True, first_tokens=(0, 0))
+    codes = np.array([[2, 99], [50, -1]])
+    assert vocabulary.encode(codes).tolist() == [[2, 99, EOS_ID], [50, EOS_ID, PAD_ID]]
+    np.testing.assert_array_equal(vocabulary.decode(vocabulary.encode(codes)), codes)
+    assert vocabulary.size == 100
+    for illegal in (PAD_ID, EOS_ID):
+        with pytest.raises(ValueError, match=f"code {illegal} of level 1"):
+            vocabulary.encode(np.array([[2, 3], [4, illegal]]))
+    with pytest.raises(ValueError, match="100"):
+        vocabulary.decode(np.array([[2, 100]]))
+
+
+@pytest.mark.parametrize("first_tokens", [(), (2,), (2, 2, 2), (2, -1)])
+def test_first_tokens_are_one_per_level(first_tokens):
+    with pytest.raises(ValueError, match="first token"):
+        DocidVocabulary((4, 4), first_tokens=first_tokens)
+
+
+def test_vocabularies_compare_by_value():
+    one, other = (DocidVocabulary((4, 4), first_tokens=(2, 2)) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert one != DocidVocabulary((4, 4)) and one.offsets.tolist() != [2, 6]
 
 
 # --- fingerprint
@@ -168,6 +276,89 @@ def test_fingerprint_is_stable_across_versions():
 
 
 FINGERPRINT = "7d356ad5ec3b617d6c6d4d588c3ed7611f76ccb93a6d2be8cc25d3da3468401b"
+
+
+# --- documents that come and go
+
+
+@quick
+@given(wide_maps(), wide_maps(prefix="e"), st.data())
+def test_changed_maps_are_what_new_maps_would_be(one, two, data):
+    both = one.extended(two.doc_ids, two.codes)
+    codes = np.concatenate([one.codes, two.codes])
+    doc_ids = one.doc_ids + two.doc_ids
+    assert "sorted_order" in vars(both), "sorted again"
+    assert both.fingerprint == DocidMap(doc_ids, codes, WIDE).fingerprint
+    check_order(both)
+    keep = data.draw(st.lists(st.booleans(), min_size=len(both), max_size=len(both)))
+    left = both.without([d for d, k in zip(doc_ids, keep, strict=True) if not k])
+    assert "sorted_order" in vars(left), "sorted again"
+    kept = tuple(d for d, k in zip(doc_ids, keep, strict=True) if k)
+    assert left.fingerprint == DocidMap(kept, codes[keep], WIDE).fingerprint
+    check_order(left)
+
+
+@quick
+@given(docid_lists(), docid_lists())
+def test_levels_may_grow_with_the_documents(docids, more):
+    docid_map = make(docids)
+    sizes = tuple(s + 2 for s in docid_map.level_sizes) + (3,) * (4 - len(docid_map.level_sizes))
+    codes = np.full((len(more), 4), -1)
+    for row, docid in zip(codes, more, strict=True):
+        row[: len(docid)] = docid
+    assume((codes < np.array(sizes)).all())
+    grown = docid_map.extended([f"e{i}" for i in range(len(more))], codes, sizes)
+    assert grown.level_sizes == sizes
+    check_order(grown)
+    old = grown.codes[: len(docids)]
+    np.testing.assert_array_equal(old[:, : docid_map.codes.shape[1]], docid_map.codes)
+    assert (old[:, docid_map.codes.shape[1] :] == -1).all()
+
+
+def test_wrong_changes_are_refused():
+    docid_map = example()
+    codes = np.array([[0, 0], [1, 1]])
+    with pytest.raises(ValueError, match="'d1'"):
+        docid_map.extended(["new", "d1"], codes)
+    with pytest.raises(ValueError, match="'new'"):
+        docid_map.extended(["new", "new"], codes)
+    with pytest.raises(ValueError, match="larger than its level"):
+        docid_map.extended(["new"], [[3, 0]])
+    with pytest.raises(ValueError, match="codes"):
+        docid_map.extended(["new"], codes)
+    for sizes in ((2, 3), (3,), (4, 2)):
+        with pytest.raises(ValueError, match="shrink"):
+            docid_map.extended(["new"], [[0, 0]], sizes)
+    with pytest.raises(ValueError, match="'unknown'"):
+        docid_map.without(["d1", "unknown"])
+
+
+def test_changes_of_nothing_and_of_everything():
+    docid_map = example()
+    for same in (docid_map.without([]), docid_map.extended([], np.zeros((0, 2), np.int32))):
+        assert same.fingerprint == docid_map.fingerprint
+        check_order(same)
+    nothing = docid_map.without(docid_map.doc_ids)
+    assert len(nothing) == 0 and nothing.level_sizes == docid_map.level_sizes
+    again = nothing.extended(docid_map.doc_ids, docid_map.codes)
+    assert again.fingerprint == docid_map.fingerprint
+    check_order(again)
+    assert len(docid_map.without(["d1", "d1"])) == 2
+
+
+def test_changes_are_on_record(tmp_path):
+    docid_map = example()
+    bigger = docid_map.extended(["new", "newer"], [[0, 0], [1, 1]])
+    changed = bigger.without(["d0"])
+    changes = [
+        {"extended": 2, "of": docid_map.fingerprint},
+        {"without": 1, "of": bigger.fingerprint},
+    ]
+    assert changed.provenance == {"method": "by hand", "changes": changes}
+    assert docid_map.provenance == {"method": "by hand"}
+    assert bigger.provenance["changes"] == changes[:1]
+    changed.save(tmp_path / "docids")
+    assert DocidMap.load(tmp_path / "docids").provenance == changed.provenance
 
 
 # --- files
