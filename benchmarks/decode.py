@@ -1,0 +1,342 @@
+"""Times gr_jax's constrained beam search beside Hugging Face's `generate`, in one run.
+
+    python -m benchmarks.decode --torch_python PYTHON_WITH_TORCH
+
+Both sides answer the same queries with the same random T5-small and the same docids; each
+repetition has queries of its own. Calls take turns: while one side is timed, the other waits. Times
+go from source tokens on the host to answers on the host and include the encoder. One line of JSON
+per cell and score goes to standard output (and `--output`), a table to standard error.
+
+Nothing else may run meanwhile: torch's threads wait for each other actively, and where another
+process takes a core, its times grow tenfold while ours hardly double. `load` and `ratio_of_minima`
+in the records tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import hugging_face as hf
+from gr_jax.decoding import BeamSearch, Trie
+from gr_jax.docids import DocidMap, DocidVocabulary
+from gr_jax.models import T5Config, prepare_inference
+
+LEVELS, SHORTEST, CODES = 8, 4, 256
+SOURCE_LENGTH = 32
+MODEL = {
+    "vocab_size": 32128, "d_model": 512, "d_ff": 1024, "num_heads": 6, "d_kv": 64,
+    "num_layers": 8, "num_decoder_layers": 8,
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+}  # fmt: skip
+SCORES = ("full", "level", "children")
+# How many times faster than Hugging Face, per (batch, beam): what a prototype reached on 2 cores.
+_SLICED = {(1, 10): 4.9, (16, 10): 5.8, (1, 100): 6.9, (16, 100): 11.0}
+TARGETS = {
+    "full": {(1, 10): 3.4, (16, 10): 3.7, (1, 100): 1.9, (16, 100): 5.5},
+    "level": _SLICED,
+    "children": _SLICED,
+}
+
+
+class Worker:
+    """`hugging_face.py --serve` under another Python."""
+
+    def __init__(self, python: str):
+        self._process = subprocess.Popen(
+            [python, hf.__file__, "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, op: str, **request: Any) -> dict[str, Any]:
+        """One request and its answer; an error ends the benchmark."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps({"op": op, **request}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "the worker ended"}
+        if "error" in answer:
+            raise SystemExit(f"Hugging Face, {op}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        """Ends the worker, which it does when its input ends."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def make_docids(n: int, seed: int) -> np.ndarray:
+    """Distinct random docids of 4 to 8 codes: int32 [n, levels], -1 after a docid's end."""
+    rng = np.random.default_rng([seed, 1])
+    codes = np.zeros((0, LEVELS), np.int32)
+    while len(codes) < n:
+        more = rng.integers(0, CODES, (n, LEVELS), np.int32)
+        more[np.arange(LEVELS) >= rng.integers(SHORTEST, LEVELS + 1, n)[:, None]] = -1
+        codes = np.unique(np.concatenate([codes, more]), axis=0)
+    return codes[np.sort(rng.permutation(len(codes))[:n])]
+
+
+def matmul_gflops(dtype: str) -> float:
+    """The rate of matrix products in the shape of a search's, on the default device."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((1600, 512)), dtype)
+    a = jnp.asarray(rng.standard_normal((512, 1152)) / 23, dtype)
+    b = jnp.asarray(rng.standard_normal((1152, 512)) / 34, dtype)
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, y: y @ a @ b, x))
+    chain(x).block_until_ready()
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        chain(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 10 * 4 * 1600 * 512 * 1152 / float(np.median(times)) / 1e9
+
+
+def search_flops(docids: np.ndarray, batch: int, beam: int, score: str) -> float:
+    """Floating point operations of a plain search: every live prefix through the whole decoder.
+
+    The encoder runs, and its output is projected to keys and values, once per query; step 0 has one
+    prefix, and a step no more than there are prefixes. A search that leaves out steps whose outcome
+    is certain (`children`) needs fewer.
+    """
+    d, ff = MODEL["d_model"], MODEL["d_ff"]
+    inner, source = MODEL["num_heads"] * MODEL["d_kv"], SOURCE_LENGTH
+    columns = MODEL["vocab_size"] if score == "full" else CODES + 1
+    feed_forward = 2 * 3 * d * ff
+    token = 2 * 4 * d * inner + 4 * source * inner + feed_forward
+    total = MODEL["num_layers"] * source * token
+    total += MODEL["num_decoder_layers"] * source * 2 * 2 * d * inner
+    for step in range(LEVELS + 1):
+        prefixes = docids[docids[:, step - 1] >= 0, :step] if step else docids[:1, :0]
+        live = min(beam, len(np.unique(prefixes, axis=0)) if step else 1)
+        layer = 2 * 6 * d * inner + 4 * (source + step + 1) * inner + feed_forward
+        total += live * (MODEL["num_decoder_layers"] * layer + 2 * d * columns)
+    return float(batch * total)
+
+
+def device_name() -> str:
+    """The accelerator, or which processor and how much of it."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def same_answers(rows: np.ndarray, tokens: np.ndarray, row_of: dict[tuple[int, ...], int]) -> float:
+    """Share of queries with the same ranked list on both sides."""
+    same = []
+    for ours, sequences in zip(rows.tolist(), tokens[:, :, 1:].tolist(), strict=True):
+        cut = [s[: s.index(hf.EOS) + 1] if hf.EOS in s else s for s in sequences]
+        same.append(ours == [row_of.get(tuple(s), -1) for s in cut])
+    return float(np.mean(same))
+
+
+class Benchmark:
+    """Both sides, loaded and ready."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        self.options, self.folder = options, folder
+        self.docids = make_docids(options.docids, options.seed)
+        tokens = hf.docid_tokens(
+            [tuple(c for c in row if c >= 0) for row in self.docids.tolist()],
+            (hf.FIRST_TOKEN,) * LEVELS,
+        )
+        self.row_of = {tuple(t for t in row if t): i for i, row in enumerate(tokens.tolist())}
+        weights = hf.make_weights(MODEL, options.seed)
+        config = T5Config.from_size("small", MODEL["vocab_size"])
+        parameters = jax.device_put(hf.t5x_tree(MODEL, weights))
+        self.weights = prepare_inference(config, parameters, options.precision)
+        level_sizes = (CODES,) * LEVELS
+        names = tuple(map(str, range(len(self.docids))))
+        self.trie = Trie.from_docid_map(
+            DocidMap(names, self.docids, level_sizes),
+            vocabulary=DocidVocabulary(
+                level_sizes, eos=True, first_tokens=(hf.FIRST_TOKEN,) * LEVELS
+            ),
+        )
+        self.facts: dict[str, Any] = {
+            "precision": options.precision,
+            "docids": len(self.docids),
+            "device": device_name(),
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "matmul_gflops": matmul_gflops(self.weights.config.dtype),
+        }
+        self.worker = None
+        if options.no_hf:
+            return
+        np.savez(folder / "weights.npz", **weights)  # pyright: ignore[reportArgumentType]
+        np.savez(folder / "docids.npz", tokens=tokens)
+        # transformers has no plain counterpart of int8 weights
+        dtype = "bfloat16" if options.precision == "bfloat16" else "float32"
+        self.worker = Worker(options.torch_python)
+        self.worker.ask(
+            "load",
+            config=MODEL,
+            model=str(folder / "weights.npz"),
+            docids=str(folder / "docids.npz"),
+            threads=len(os.sched_getaffinity(0)),
+            dtype=dtype,
+        )
+        self.facts["hf_dtype"] = dtype
+        self.facts["hf_matmul_gflops"] = self.worker.ask("matmul")["gflops"]
+        self.facts["hf"] = self.worker.ask("info")
+
+    def cell(self, batch: int, beam: int) -> list[dict[str, Any]]:
+        """Times one batch size and beam: a record for each score."""
+        options = self.options
+        searches = {
+            score: BeamSearch(self.weights, self.trie, beam=beam, k=beam, score=score)
+            for score in options.scores
+        }
+        sides = [*searches, *(["hf"] if self.worker else [])]
+        times: dict[str, list[float]] = {side: [] for side in sides}
+        rng = np.random.default_rng([options.seed, 2, batch, beam])
+        shape = (batch, SOURCE_LENGTH)
+        full_rows, same = None, []
+        for repetition in range(-1, options.repeats):  # -1 compiles and warms up
+            source = rng.integers(hf.FIRST_TOKEN, MODEL["vocab_size"], shape, np.int32)
+            shift = repetition % len(sides)
+            for side in sides[shift:] + sides[:shift]:  # no side always comes first
+                time.sleep(0.05)  # threads of the side before come to rest
+                if side == "hf":
+                    ms = self._generate(source, beam)
+                else:
+                    start = time.perf_counter()
+                    result = searches[side].search(source)
+                    ms = 1e3 * (time.perf_counter() - start)
+                    full_rows = result.rows if side == "full" else full_rows
+                if repetition >= 0:
+                    times[side].append(ms)
+            if self.worker and full_rows is not None:
+                tokens = np.load(self.folder / "answers.npz")["tokens"]
+                same.append(same_answers(full_rows, tokens, self.row_of))
+        return [self._record(batch, beam, score, times, same) for score in searches]
+
+    def _generate(self, source: np.ndarray, beam: int) -> float:
+        assert self.worker
+        np.save(self.folder / "source.npy", source)
+        answer = self.worker.ask(
+            "generate",
+            source=str(self.folder / "source.npy"),
+            beams=beam,
+            answers=str(self.folder / "answers.npz"),
+        )
+        return answer["ms"][0]
+
+    def _record(
+        self, batch: int, beam: int, score: str, times: dict[str, list[float]], same: list[float]
+    ) -> dict[str, Any]:
+        ours = float(np.median(times[score]))
+        theirs = float(np.median(times["hf"])) if "hf" in times else None
+        rate = search_flops(self.docids, batch, beam, score) / ours / 1e6
+        return {
+            "batch": batch,
+            "beam": beam,
+            "score": score,
+            "ours_ms": ours,
+            "ours_min_ms": min(times[score]),
+            "hf_ms": theirs,
+            "hf_min_ms": min(times["hf"]) if theirs else None,
+            "ratio": theirs / ours if theirs else None,
+            "ratio_of_minima": min(times["hf"]) / min(times[score]) if theirs else None,
+            "target": TARGETS[score].get((batch, beam)),
+            "same_answers": float(np.mean(same)) if same and score == "full" else None,
+            "repeats": self.options.repeats,
+            "load": os.getloadavg()[0],
+            "gflops": rate,
+            "of_matmul_rate": rate / self.facts["matmul_gflops"],
+            **self.facts,
+        }
+
+
+def _number(x: float | None, form: str) -> str:
+    return "-" if x is None else format(x, form)
+
+
+def table_row(record: dict[str, Any]) -> str:
+    """A record as people read it; see `HEADER`."""
+    cell = f"{record['batch']}x{record['beam']}"
+    return (
+        f"{cell:>7} {record['score']:>9} {record['ours_ms']:>9.1f} "
+        f"{_number(record['hf_ms'], '.1f'):>9} {_number(record['ratio'], '.2f'):>6} "
+        f"{_number(record['target'], '.1f'):>6} {_number(record['same_answers'], '.0%'):>5} "
+        f"{record['gflops']:>8.0f} {record['of_matmul_rate']:>7.0%}"
+    )
+
+
+HEADER = (
+    f"{'cell':>7} {'score':>9} {'ours ms':>9} {'HF ms':>9} {'ratio':>6} {'target':>6} "
+    f"{'same':>5} {'GFLOP/s':>8} {'of peak':>7}"
+)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    names = [f"{batch}x{beam}" for batch, beam in _SLICED]
+    parser.add_argument("--cells", nargs="+", default=names, metavar="BATCHxBEAM")
+    parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=SCORES)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "int8"])
+    parser.add_argument("--docids", type=int, default=100_000, help="size of the corpus")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls per side and cell")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also append the lines of JSON to this file")
+    parser.add_argument("--no_hf", action="store_true", help="time gr_jax alone")
+    parser.add_argument(
+        "--torch_python",
+        default=os.environ.get("GR_JAX_TORCH_PYTHON"),
+        help="a Python that has torch and transformers (default: $GR_JAX_TORCH_PYTHON)",
+    )
+    options = parser.parse_args()
+    try:
+        options.cells = [tuple(int(n) for n in cell.split("x", 1)) for cell in options.cells]
+        if any(len(cell) != 2 or min(cell) < 1 for cell in options.cells):
+            raise ValueError
+    except ValueError:
+        parser.error("--cells takes pairs such as 16x100")
+    if min(options.repeats, options.docids) < 1:
+        parser.error("--repeats and --docids must be at least 1")
+    if not options.no_hf and not options.torch_python:
+        parser.error("name a Python that has torch with --torch_python, or say --no_hf")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = Benchmark(options, Path(folder))
+        print(json.dumps(benchmark.facts), HEADER, sep="\n", file=sys.stderr, flush=True)
+        for batch, beam in options.cells:
+            for record in benchmark.cell(batch, beam):
+                print(table_row(record), file=sys.stderr, flush=True)
+                line = json.dumps(record)
+                print(line, flush=True)
+                if options.output:
+                    with options.output.open("a", encoding="utf-8") as file:
+                        file.write(line + "\n")
+        if benchmark.worker:
+            benchmark.worker.close()
+
+
+if __name__ == "__main__":
+    main()
