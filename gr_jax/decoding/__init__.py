@@ -3,6 +3,6 @@
 from gr_jax.decoding._beam import BeamSearch, SearchResult
 from gr_jax.decoding._core import Score
 from gr_jax.decoding._exact import score_all
-from gr_jax.decoding._trie import Trie, TrieShape
+from gr_jax.decoding._trie import Subset, Trie, TrieShape
 
-__all__ = ["BeamSearch", "Score", "SearchResult", "Trie", "TrieShape", "score_all"]
+__all__ = ["BeamSearch", "Score", "SearchResult", "Subset", "Trie", "TrieShape", "score_all"]

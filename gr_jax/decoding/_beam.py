@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from gr_jax.decoding._core import SCORES, Score, beam_widths, decoded_steps, search_trie
-from gr_jax.decoding._trie import Trie
-from gr_jax.docids import DocidMap, DocidVocabulary
-from gr_jax.models import T5Config, decode_step, encode_cross
+from gr_jax.decoding._compiler import compiler_options
+from gr_jax.decoding._core import SCORES, Score, beam_widths, search_trie
+from gr_jax.decoding._trie import Subset, Trie
+from gr_jax.docids import DocidMap
+from gr_jax.models import (
+    CrossCache,
+    InferenceWeights,
+    Past,
+    decode_block,
+    encode_cross,
+    output_logits,
+)
 
-Parameters = Any
 _SHORTEST_SOURCE = 16  # smallest source bucket, in tokens
 
 
@@ -26,79 +34,119 @@ class SearchResult(NamedTuple):
       rows: documents, best first, as rows of the `DocidMap` [n, k]; -1 where there are fewer.
       scores: their log-probabilities, natural logarithm [n, k]; -inf where there are fewer.
       exact: whether the k documents are certainly the best of the whole corpus, in order [n].
+      beam: the width of the beam that gave the answer [n].
     """
 
     rows: Int[np.ndarray, "n k"]
     scores: Float[np.ndarray, "n k"]
-    exact: np.ndarray
+    exact: Bool[np.ndarray, " n"]
+    beam: Int[np.ndarray, " n"]
 
 
-class _CachedDecoder:
-    """The decoder while a search is traced: `Decode` of `_core`, with its caches.
+class _History(NamedTuple):
+    """Keys and values of the steps so far: written once, never moved.
 
-    Keys and values of the encoder exist once per query, whatever the beam. Those of a step are
-    written once and never moved: `ancestry` says where each beam's own history stands.
+    Attributes:
+      slots: per layer [batch, slots, 2, heads, head_dim].
+      ancestry: the slots of each beam's prefix, the last token's excepted [batch, beam, step - 1];
+        None before step 1.
     """
+
+    slots: tuple[Array, ...]
+    ancestry: Int[Array, "b m t"] | None
+
+
+class _Decoder:
+    """The T5 as `Model` of `_core`."""
 
     def __init__(
         self,
-        config: T5Config,
-        params: Parameters,
-        source: Int[Array, "b s"],
+        weights: InferenceWeights,
+        cross: CrossCache,
         widths: tuple[int, ...],
+        masked: bool,
     ):
-        self.config, self.params, self.widths = config, params, widths
-        self.cross, self.source_mask = encode_cross(config, params, source)
-        # per layer, keys and values of every step but the last, whose are never read
-        shape = (len(source), sum(widths[:-1]), 2, config.num_heads, config.head_dim)
-        self.history = [jnp.zeros(shape, config.dtype) for _ in range(config.num_decoder_layers)]
-        self.ancestry = jnp.zeros((len(source), 1, 0), jnp.int32)  # [batch, beam, step]
+        self.weights, self.cross, self.widths, self.masked = weights, cross, widths, masked
 
-    def __call__(
-        self, tokens: Int[Array, "b m"], parents: Int[Array, "b m"] | None, step: int
-    ) -> Float[Array, "b m v"]:
-        """Logits of one step; see `Decode`."""
+    def initial(self) -> _History:
+        """Room for every step but the last, whose keys and values are never read."""
+        c = self.weights.config
+        shape = (len(self.cross.mask), sum(self.widths[:-1]), 2, c.num_heads, c.head_dim)
+        return _History(tuple(jnp.zeros(shape, c.dtype) for _ in self.weights.layers), None)
+
+    def decode(self, state: _History, tokens, parents, step: int):
+        """See `Model`."""
         past = None
         if parents is not None:
-            # [batch, beam before, step - 1] -> [batch, beam, step]
-            inherited = jnp.take_along_axis(
-                self.ancestry, parents[..., None], axis=1, mode="promise_in_bounds"
-            )
-            own = parents + sum(self.widths[: step - 1])
-            self.ancestry = jnp.concatenate([inherited, own[..., None]], axis=-1)
-            past = tuple(self._own_history(layer) for layer in self.history)
-        logits, new = decode_step(
-            self.config, self.params, tokens, step, self.cross, self.source_mask, past
+            used = sum(self.widths[:step])
+            steps = np.repeat(np.arange(step), self.widths[:step]) if self.masked else None
+            slots = [x[:, :used] for x in state.slots] if self.masked else state.slots
+            past = Past(slots, self._ancestry(state, parents, step), steps)
+        hidden, new = decode_block(self.weights, tokens, step, self.cross, past)
+        return hidden, tuple(x[:, :, 0] for x in new)
+
+    def keep(self, state: _History, new, parents, step: int) -> _History:
+        """See `Model`."""
+        start = sum(self.widths[:step])
+        slots = tuple(
+            jax.lax.dynamic_update_slice_in_dim(x, y, start, axis=1)
+            for x, y in zip(state.slots, new, strict=True)
         )
-        if step + 1 < len(self.widths):
-            start = sum(self.widths[:step])
-            self.history = [
-                jax.lax.dynamic_update_slice_in_dim(layer, jnp.stack(kv, axis=2), start, axis=1)
-                for layer, kv in zip(self.history, new, strict=True)
-            ]
-        return logits
+        return _History(slots, None if parents is None else self._ancestry(state, parents, step))
 
-    def _own_history(self, layer: Array) -> tuple[Array, Array]:
-        """[batch, slots, 2, heads, d] -> keys and values [batch, beam, step, heads, d]."""
-        own = jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(layer, self.ancestry)
-        return own[:, :, :, 0], own[:, :, :, 1]
+    def _ancestry(self, state: _History, parents, step: int) -> Int[Array, "b m t"]:
+        """The slots of the prefixes of step `step`: [batch, beam, step]."""
+        own = parents[..., None] + sum(self.widths[: step - 1])
+        if state.ancestry is None:
+            return own
+        # [batch, beam before, step - 1] -> [batch, beam, step - 1]
+        inherited = jnp.take_along_axis(
+            state.ancestry, parents[..., None], axis=1, mode="promise_in_bounds"
+        )
+        return jnp.concatenate([inherited, own], axis=-1)
+
+    def logits(self, hidden, start: int, size: int | None) -> Array:
+        """See `Model`."""
+        return output_logits(self.weights, hidden, start, size)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "beam", "k", "score"))
-def _program(
-    params: Parameters,
-    trie: Trie,
-    source: Int[Array, "b s"],
-    *,
-    config: T5Config,
-    beam: int,
-    k: int,
-    score: Score,
-) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
-    widths = beam_widths(trie.shape, score, beam)
-    widths = widths[: decoded_steps(trie.shape, score, widths)]
-    decoder = _CachedDecoder(config, params, source, widths)
-    return search_trie(trie, decoder, len(source), beam=beam, k=k, score=score)
+@functools.cache
+def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
+    """The search, compiled for a platform once per shape and setting."""
+
+    def search(
+        weights: InferenceWeights,
+        trie: Trie,
+        source: Int[Array, "b s"],
+        subset: Subset | None,
+        group: Int[Array, " b"] | None,
+        *,
+        beam: int,
+        k: int,
+        score: Score,
+    ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
+        batch = len(source)
+        # gathering each beam's history is fast but on TPUs, where one product under a mask is
+        masked = platform == "tpu"
+        widths = beam_widths(trie.shape, score, beam)
+        decoder = _Decoder(weights, encode_cross(weights, source), widths, masked)
+        return search_trie(
+            trie,
+            decoder,
+            decoder.initial(),
+            batch,
+            beam=beam,
+            k=k,
+            score=score,
+            subset=subset,
+            group=group,
+        )
+
+    return jax.jit(
+        search,
+        static_argnames=("beam", "k", "score"),
+        compiler_options=compiler_options(platform),
+    )
 
 
 def _power_of_two(n: int) -> int:
@@ -109,16 +157,17 @@ class BeamSearch:
     """Answers queries with documents that exist.
 
     Scores are log-probabilities of docids, normalised in each step over the whole target vocabulary
-    (`full`: the model's own probabilities), over the codes of the level, plus the end token after
-    the first level if the vocabulary has one (`level`), or over what the trie allows after the
-    prefix (`children`).
+    (`full`: the model's own probabilities, what Hugging Face computes), over the codes of the
+    level, plus the end token after the first level if the vocabulary has one (`level`), or over
+    what the trie allows after the prefix (`children`: a distribution over the corpus, in which
+    what is forced costs nothing).
 
     The k documents may be fewer than asked (and than the corpus has) only if `beam < k`. Equal
     scores are ordered by docid, lexicographically, a prefix before its extensions; documents with
     the same docid, in corpus order.
 
     Attributes:
-      config: the model.
+      weights: the model, on the device.
       trie: the valid docids, on the device.
       beam: live prefixes per query; finished docids take no place among them.
       k: documents per query.
@@ -128,7 +177,7 @@ class BeamSearch:
 
     def __init__(
         self,
-        config: T5Config,
+        weights: InferenceWeights,
         docids: DocidMap | Trie,
         *,
         beam: int = 10,
@@ -141,67 +190,111 @@ class BeamSearch:
         if score not in SCORES:
             raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
         trie = docids if isinstance(docids, Trie) else Trie.from_docid_map(docids)
-        tokens = DocidVocabulary(trie.shape.level_sizes, trie.shape.eos).size
-        if config.output_vocab_size < tokens:
-            raise ValueError(
-                f"the model has {config.output_vocab_size} target tokens, the docids {tokens}"
-            )
-        self.config, self.beam, self.k, self.score = config, beam, k, score
+        tokens, known = trie.shape.vocabulary.size, weights.config.output_vocab_size
+        if known < tokens:
+            raise ValueError(f"the model has {known} target tokens, the docids {tokens}")
+        self.weights, self.beam, self.k, self.score = weights, beam, k, score
         self.batch_size = batch_size
         self.trie = jax.device_put(trie)
 
     def run(
-        self, params: Parameters, source: Int[Array, "b s"]
+        self,
+        source: Int[Array, "b s"],
+        *,
+        beam: int | None = None,
+        subset: Subset | None = None,
+        group: Int[Array, " b"] | None = None,
     ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
         """One call of the compiled program, device to device; compiled once per [batch, source].
 
         Args:
-          params: the model's parameters, on the device.
           source: token ids on the device [batch, source]; 0 is padding.
+          beam: another width than the search's own.
+          subset: the documents that may be returned; all if None.
+          group: the group of `subset` that each query may see [batch]; the first if None.
 
         Returns:
-          The fields of `SearchResult`, on the device.
+          The first three fields of `SearchResult`, on the device.
         """
-        return _program(
-            params,
+        if subset is not None and group is None:
+            group = jnp.zeros(len(source), jnp.int32)
+        platform = next(iter(source.devices())).platform
+        return _program(platform)(
+            self.weights,
             self.trie,
             source,
-            config=self.config,
-            beam=self.beam,
+            subset,
+            group,
+            beam=beam or self.beam,
             k=self.k,
             score=self.score,
         )
 
-    def search(self, params: Parameters, source_tokens: Int[np.ndarray, "n s"]) -> SearchResult:
+    def search(
+        self,
+        source_tokens: Int[np.ndarray, "n s"],
+        *,
+        subset: Subset | None = None,
+        group: Int[np.ndarray, " n"] | None = None,
+        exact: bool = False,
+        most_beam: int = 1024,
+    ) -> SearchResult:
         """Ranks the documents for each query.
 
         Queries go through in batches; the numbers of queries and of tokens are rounded up to powers
         of two, so that few programs are compiled.
 
         Args:
-          params: the model's parameters, on the device.
           source_tokens: token ids [n, length]; 0 is padding, at the end.
+          subset: the documents that may be returned (`Trie.subset`); all if None.
+          group: for a stack of subsets, which of them each query may see [n].
+          exact: ask again, with a beam twice as wide, what is not certainly exact, until it is or
+            the beam would be wider than `most_beam`; `SearchResult.exact` tells which.
+          most_beam: see `exact`.
 
         Returns:
           Results on the host, in the order of the queries.
         """
         source = np.asarray(source_tokens, np.int32)
+        groups = np.zeros(len(source), np.int32) if group is None else np.asarray(group, np.int32)
+        beam = self.beam
+        result = self._ranked(source, beam, subset, groups)
+        while exact and beam * 2 <= most_beam and not result.exact.all():
+            beam *= 2
+            open_ = np.flatnonzero(~result.exact)
+            again = self._ranked(source[open_], beam, subset, groups[open_])
+            for old, new in zip(result, again, strict=True):
+                old[open_] = new
+        return result
+
+    def _ranked(
+        self,
+        source: Int[np.ndarray, "n s"],
+        beam: int,
+        subset: Subset | None,
+        group: Int[np.ndarray, " n"],
+    ) -> SearchResult:
         n = len(source)
         if not n:
-            empty = np.zeros((0, self.k))
-            return SearchResult(empty.astype(np.int32), empty.astype(np.float32), np.zeros(0, bool))
+            rows, beams = np.zeros((0, self.k), np.int32), np.zeros(0, np.int32)
+            return SearchResult(rows, rows.astype(np.float32), beams.astype(bool), beams)
         used = np.flatnonzero(source.any(axis=0))
         longest = int(used[-1]) + 1 if len(used) else 1
         length = max(_power_of_two(longest), _SHORTEST_SOURCE)
         batch = min(_power_of_two(n), self.batch_size)
         padded = np.zeros((-(-n // batch) * batch, length), np.int32)
         padded[:n, :longest] = source[:, :longest]
+        groups = np.zeros(len(padded), np.int32)
+        groups[:n] = group
         # all batches are under way before the first answer is awaited
         answers = [
-            self.run(params, jax.device_put(padded[i : i + batch]))
+            self.run(
+                jax.device_put(padded[i : i + batch]),
+                beam=beam,
+                subset=subset,
+                group=None if subset is None else jax.device_put(groups[i : i + batch]),
+            )
             for i in range(0, len(padded), batch)
         ]
-        rows, scores, exact = (
-            np.concatenate(parts)[:n] for parts in zip(*jax.device_get(answers), strict=True)
-        )
-        return SearchResult(rows, scores, exact)
+        fields = [np.concatenate(parts)[:n] for parts in zip(*jax.device_get(answers), strict=True)]
+        return SearchResult(*fields, beam=np.full(n, beam, np.int32))

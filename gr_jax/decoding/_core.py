@@ -1,8 +1,17 @@
 """Beam search over a trie, for any model that gives logits: pure, static shapes, one level a step.
 
-A hypothesis is *live* while something about it is undecided and *finished* when it is a docid. The
-live ones of a step compete for the beam. Finished ones wait in a pool, at no cost, where only
-better finished ones displace them; so a short docid competes with long ones up to the end.
+A hypothesis is *live* while something about it is undecided and *finished* when it is a docid whose
+score is known. The live ones of a step compete for the beam. Finished ones wait in a pool, at no
+cost, where only better finished ones displace them; so a short docid competes with long ones up to
+the end. Nothing is computed for what is already decided:
+
+- under `children`, a prefix with one docid below it is finished at once: its tail is forced;
+- a live prefix that scores less than the k-th finished docid is dead, since scores only fall;
+- the model runs on as many beams as are live in some query (rounded up to a few static widths), and
+  not at all when none is;
+- when every live prefix has one docid below it, all the tails go through the model in one pass.
+
+None of this changes an answer.
 
 Ties: of two docids with the same score the lexicographically smaller one (a prefix before its
 extensions) comes first, and of two prefixes it is the one kept. For this the beam is held in
@@ -12,58 +21,95 @@ docid come in corpus order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gr_jax.decoding._trie import Trie, TrieShape
-from gr_jax.docids import EOS_ID, DocidVocabulary
+from gr_jax.decoding._trie import Subset, Trie, TrieShape
+from gr_jax.docids import EOS_ID
 
 Score = Literal["full", "level", "children"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
-# (tokens of the last step [batch, beam], each one's position in that step's beam [batch, beam]
-# (None at step 0), step) -> float32 logits [batch, beam, vocab]
-Decode = Callable[[Array, Array | None, int], Array]
+_MOST_TAIL_ROWS = 1024  # queries x beams x tokens up to which one pass over the tails beats steps
+_FEW_BRANCHING = 0.05  # of all docids: the first level with fewer is where tails begin
+_NARROWED_FROM = 32  # beams from which a step is compiled for narrower widths too
 
 
-def _needs_step(shape: TrieShape, score: Score, level: int, *, leaf: bool) -> bool:
-    """Whether a node of `level` (without children if `leaf`) is undecided, that is live."""
-    if not leaf:
-        return True
-    if not shape.eos or score == "children":
-        return False  # its end is forced and costs nothing
-    # under "level", only the end token is left after the last level
-    return score == "full" or level + 1 < len(shape.nodes)
+class Model(Protocol):
+    """A decoder that keeps what it needs of earlier steps in an opaque, immutable state."""
+
+    def decode(
+        self, state: Any, tokens: Int[Array, "b m q"], parents: Int[Array, "b m"] | None, step: int
+    ) -> tuple[Any, Any]:
+        """Takes the tokens that follow each beam's prefix.
+
+        Args:
+          state: after the step before; the initial one at step 0.
+          tokens: decoder inputs of steps `step` to `step + q - 1`.
+          parents: each beam's place among the beams of the step before; None at step 0.
+          step: a Python int.
+
+        Returns:
+          Hidden states [batch, beam, q, ...] for `logits`, and what `keep` takes.
+        """
+        ...
+
+    def keep(self, state: Any, new: Any, parents: Int[Array, "b m"] | None, step: int) -> Any:
+        """The state after a step of one token; what was not decoded of it is zeros in `new`."""
+        ...
+
+    def logits(self, hidden: Any, start: int, size: int | None) -> Float[Array, "b m q v"]:
+        """float32 logits of `size` tokens from `start` on; of all if None."""
+        ...
 
 
-def beam_widths(shape: TrieShape, score: Score, beam: int) -> tuple[int, ...]:
-    """Hypotheses that are live in each step: 1 at the root, never more than exist."""
-    widths = [1]
-    for level, (nodes, inner) in enumerate(zip(shape.nodes, shape.inner, strict=True)):
-        live = nodes if _needs_step(shape, score, level, leaf=True) else inner
-        width = min(beam, live, widths[-1] * _fan_out(shape, level))
-        if not width:
-            break
-        widths.append(width)
-    return tuple(widths)
+class _Live(NamedTuple):
+    """The beam: prefixes of one length in lexicographic order, dead places last.
+
+    Attributes:
+      total: log-probability of the prefix, -inf in a dead place.
+      node: its place in the trie's level, if it is branching.
+      low: number of its first docid.
+      high: number behind its last docid.
+      token: its last token.
+      parents: its place in the beam before; None for the root.
+    """
+
+    total: Float[Array, "b m"]
+    node: Int[Array, "b m"]
+    low: Int[Array, "b m"]
+    high: Int[Array, "b m"]
+    token: Int[Array, "b m"]
+    parents: Int[Array, "b m"] | None
 
 
-def decoded_steps(shape: TrieShape, score: Score, widths: tuple[int, ...]) -> int:
-    """Steps that need the model: under "children", a tail without a choice has probability 1."""
-    steps = len(widths)
-    if score == "children" and not shape.eos:
-        while steps and _fan_out(shape, steps - 1) <= 1:
-            steps -= 1
-    return steps
+class _Pool(NamedTuple):
+    """The best finished docids so far: scores, descending, and numbers, ties by number."""
+
+    scores: Float[Array, "b k"]
+    docids: Int[Array, "b k"]
+
+    def add(self, scores: Float[Array, "b n"], docids: Callable[[Array], Array]) -> _Pool:
+        """With more docids, in lexicographic order; `docids` numbers those of given indices."""
+        size = self.scores.shape[1]
+        index = jnp.broadcast_to(jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
+        if scores.shape[1] > size:
+            scores, index = jax.lax.top_k(scores, size)
+        scores = jnp.concatenate([self.scores, scores], axis=1)
+        numbers = jnp.concatenate([self.docids, docids(index)], axis=1)
+        negative, numbers = jax.lax.sort((-scores, numbers), num_keys=2)
+        return _Pool(-negative[:, :size], numbers[:, :size])
 
 
-def _fan_out(shape: TrieShape, level: int) -> int:
-    return min(shape.fan_outs[level], shape.nodes[level], shape.level_sizes[level])
+class _Result(NamedTuple):
+    pool: _Pool
+    dropped: Float[Array, " b"]  # best score of a prefix that fell out of the beam
 
 
 def _take(x: Array, index: Int[Array, "b m"]) -> Array:
@@ -76,203 +122,462 @@ def _look_up(table: Array, index: Array) -> Array:
     return table.at[index].get(mode="promise_in_bounds")
 
 
-def _children(
-    trie: Trie, level: int, node: Int[Array, "b m"]
-) -> tuple[Int[Array, "b m k"], Bool[Array, "b m k"]]:
-    """The nodes of `level` below each beam's node, and which of the `k` places hold one."""
-    fan_out = _fan_out(trie.shape, level)
-    places = jnp.arange(fan_out, dtype=jnp.int32)
-    if level == 0:
-        exists = _look_up(trie.codes[0], places) >= 0
-        shape = (*node.shape, fan_out)
-        return jnp.broadcast_to(places, shape), jnp.broadcast_to(exists, shape)
-    first = _look_up(trie.first_child[level - 1], node)
-    end = _look_up(trie.first_child[level - 1], node + 1)
-    child = first[..., None] + places  # [batch, beam] -> [batch, beam, fan_out]
-    exists = child < end[..., None]
-    return jnp.where(exists, child, 0), exists
+def _fan_out(shape: TrieShape, step: int) -> int:
+    return max(shape.fan_outs[step], 1) if step < len(shape.nodes) else 1
 
 
-def _step_scores(
-    trie: Trie,
-    score: Score,
-    step: int,
-    logits: Float[Array, "b m v"] | None,
-    child: Int[Array, "b m k"] | None,
-    exists: Bool[Array, "b m k"] | None,
-    ends: Bool[Array, "b m"] | None,
-) -> tuple[Float[Array, "b m k"] | None, Float[Array, "b m"] | None]:
-    """Log-probability of each child and of ending, normalised as `score` says; -inf if invalid.
+def _most_live(shape: TrieShape, score: Score, step: int) -> int:
+    """Prefixes of `step + 1` codes that can be live, at most."""
+    levels = len(shape.vocabulary.level_sizes)
+    if score == "children":
+        return shape.branches[step] if step < len(shape.branches) else 0
+    # with an end token, a prefix that may end is undecided too; but under "level", the end after
+    # the last level is forced and costs nothing
+    first = step if shape.vocabulary.eos and (score == "full" or step + 1 < levels) else step + 1
+    return shape.docids if any(shape.ends[first:]) else 0
 
-    `child` and `exists` are None after the last level; `ends`, which beams may end, is None where
-    none may; `logits` is None where nothing is left to choose.
-    """
-    if logits is None:
-        assert exists is not None
-        return jnp.where(exists, 0.0, -jnp.inf), None
-    shape = trie.shape
-    offsets = DocidVocabulary(shape.level_sizes, shape.eos).offsets
-    after_last = step == len(shape.level_sizes)
-    offset = 0 if after_last else int(offsets[step])
-    picked = None  # logits of the children
-    if child is not None:
-        fan_out = child.shape[-1]
-        if step == 0 and shape.dense_root:
-            picked = logits[..., offset : offset + fan_out]
+
+def beam_widths(shape: TrieShape, score: Score, beam: int) -> tuple[int, ...]:
+    """Hypotheses that are live in each step: 1 at the root, never more than can exist."""
+    widths = [1]
+    for step in range(len(shape.vocabulary.level_sizes)):
+        width = min(beam, _most_live(shape, score, step), widths[-1] * _fan_out(shape, step))
+        if not width:
+            break
+        widths.append(width)
+    return tuple(widths)
+
+
+def _tail_step(shape: TrieShape, score: Score, widths: tuple[int, ...], batch: int) -> int | None:
+    """The step at which to try all tails in one pass: the first with hardly a branching prefix."""
+    if score == "children":
+        return None  # a tail costs nothing
+    for step in range(1, len(widths) - 1):
+        branching = shape.branches[step - 1] if step <= len(shape.branches) else 0
+        left = len(widths) - step
+        few = (
+            batch * widths[step] * left <= _MOST_TAIL_ROWS
+            and branching < _FEW_BRANCHING * shape.docids
+        )
+        if few and step >= shape.tail_start:
+            return step
+    return None
+
+
+def _buckets(width: int) -> tuple[int, ...]:
+    """Numbers of beams for which a step is compiled; 0 stands for no step."""
+    if width < _NARROWED_FROM:
+        return (0, width)
+    return (0, -(-width // 8), -(-width // 2), width)
+
+
+class _Search:
+    """One search while it is traced."""
+
+    def __init__(
+        self,
+        trie: Trie,
+        model: Model,
+        batch: int,
+        subset: Subset | None,
+        group: Int[Array, " b"] | None,
+        *,
+        beam: int,
+        k: int,
+        score: Score,
+    ):
+        self.trie, self.model, self.batch, self.score = trie, model, batch, score
+        self.subset, self.group = subset, group
+        self.vocabulary = trie.shape.vocabulary
+        self.levels = len(self.vocabulary.level_sizes)
+        self.k = min(k, trie.shape.documents)
+        self.size = min(k, trie.shape.docids)
+        self.widths = beam_widths(trie.shape, score, beam)
+        self.tail_step = _tail_step(trie.shape, score, self.widths, batch)
+
+    # --- the corpus, or the part of it that the request allows ------------------------------------
+
+    def _before(self, docid: Array) -> Array:
+        """How many allowed docids come before a number [batch, ...]."""
+        if self.subset is None:
+            return docid
+        group = self.group
+        assert group is not None
+        return self.subset.allowed.rank(docid, group.reshape(-1, *(1,) * (docid.ndim - 1)))
+
+    def _only(self, low: Array) -> Array:
+        """The first allowed docid from `low` on, for a range that has one."""
+        if self.subset is None:
+            return low
+        group = self.group
+        assert group is not None
+        place = self._before(low)
+        group = jnp.broadcast_to(group.reshape(-1, *(1,) * (low.ndim - 1)), low.shape)
+        return self.subset.select.at[group, place].get(mode="clip")
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def _children(self, step: int, live: _Live) -> tuple[Array, ...]:
+        """Candidates below each beam: code, node, low, high, exists; each [batch, beam, fan_out].
+
+        Beams with several docids below them have their children in the trie's level, the others
+        have one candidate: the next code of their docid.
+        """
+        trie, shape = self.trie, self.trie.shape
+        code = node = None
+        low, high = live.low[..., None], live.high[..., None]
+        exists = None
+        branching = live.high - live.low > 1  # [batch, beam]
+        if step < len(shape.nodes) and shape.nodes[step]:
+            if step == 0:
+                start = jnp.zeros_like(live.node)
+                end = jnp.broadcast_to(trie.root_children, start.shape)
+                branching = jnp.ones_like(branching)
+            else:
+                number = trie.branching[step - 1].rank(jnp.where(branching, live.node, 0))
+                start = _look_up(trie.first_child[step - 1], number)
+                end = _look_up(trie.first_child[step - 1], number + 1)
+            places = jnp.arange(_fan_out(shape, step), dtype=jnp.int32)
+            node = start[..., None] + places  # [batch, beam] -> [batch, beam, fan_out]
+            exists = (node < end[..., None]) & branching[..., None]
+            node = jnp.where(exists, node, 0)
+            code = _look_up(trie.codes[step], node).astype(jnp.int32)
+            last = node + 1 == end[..., None]
+            below = _look_up(trie.lows[step], node)
+            above = jnp.where(last, high, _look_up(trie.lows[step], node + 1))
+            low = jnp.where(branching[..., None], below, low)
+            high = jnp.where(branching[..., None], above, high)
+        if step >= shape.tail_start:
+            column = step - shape.tail_start
+            tail = trie.tails.at[live.low, column].get(mode="promise_in_bounds").astype(jnp.int32)
+            longer = _look_up(trie.lengths, live.low).astype(jnp.int32) > step
+            first = ~branching & longer & (live.total > -jnp.inf)
+            if code is None or exists is None or node is None:
+                code, exists, node = tail[..., None], first[..., None], low
+            else:
+                alone = ~branching[..., None]
+                code = jnp.where(alone, tail[..., None], code)
+                place = jnp.arange(code.shape[-1]) == 0
+                exists = jnp.where(alone, first[..., None] & place, exists)
+        assert code is not None and node is not None and exists is not None
+        low, high = (jnp.broadcast_to(x, code.shape) for x in (low, high))
+        if self.subset is not None:
+            exists &= self._before(high) > self._before(low)
+        return code, node, low, high, exists
+
+    def _may_end(self, step: int, live: _Live) -> Bool[Array, "b m"] | None:
+        """Which prefixes of `step` codes are docids, where that costs an end token."""
+        shape = self.trie.shape
+        if not shape.vocabulary.eos or not step or not shape.ends[step - 1]:
+            return None
+        ends = _look_up(self.trie.lengths, live.low).astype(jnp.int32) == step
+        if self.subset is not None:
+            ends &= self._before(live.low + 1) > self._before(live.low)
+        return ends & (live.total > -jnp.inf)
+
+    def _decided(self, step: int, low: Array, high: Array) -> Array | None:
+        """Which prefixes of `step + 1` codes are finished; None if none can be."""
+        shape = self.trie.shape
+        if self.score == "children":
+            if self.subset is None:
+                return high - low == 1
+            return self._before(high) - self._before(low) == 1
+        if shape.vocabulary.eos:
+            forced = self.score == "level" and step + 1 == self.levels
+            return jnp.ones(low.shape, bool) if forced else None
+        if not shape.ends[step]:
+            return None
+        return _look_up(self.trie.lengths, low).astype(jnp.int32) == step + 1
+
+    def _log_probabilities(
+        self,
+        step: int,
+        hidden: Any,
+        code: Int[Array, "b m k"] | None,
+        exists: Bool[Array, "b m k"] | None,
+        ends: Bool[Array, "b m"] | None,
+    ) -> tuple[Float[Array, "b m k"] | None, Float[Array, "b m"] | None]:
+        """Of each candidate and of ending, normalised as the score says; -inf if invalid.
+
+        `code` and `exists` are None after the last level; `ends` is None where nothing may end.
+        """
+        vocabulary = self.vocabulary
+        picked = eos = None
+        offset = size = 0
+        if step < self.levels:
+            offset, size = int(vocabulary.offsets[step]), vocabulary.level_sizes[step]
+        wants_eos = ends is not None or (self.score == "level" and vocabulary.eos and step > 0)
+        if self.score == "full":
+            logits = self.model.logits(hidden, 0, None)[:, :, 0]
+            norm = jax.nn.logsumexp(logits, axis=-1)
+            level = logits[..., offset : offset + size]
+            eos = logits[..., EOS_ID]
         else:
-            token = _look_up(trie.codes[step], child) + offset
-            picked = jnp.take_along_axis(logits, token, axis=2, mode="clip")
-    eos = logits[..., EOS_ID]
+            norm = level = None
+            if size:
+                level = self.model.logits(hidden, offset, size)[:, :, 0]
+            if wants_eos:
+                eos = self.model.logits(hidden, EOS_ID, 1)[:, :, 0, 0]
+        if code is not None and level is not None:
+            picked = jnp.take_along_axis(level, code, axis=2, mode="promise_in_bounds")
+        if self.score == "level":
+            norm = None if level is None else jax.nn.logsumexp(level, axis=-1)
+            if eos is not None:
+                norm = eos if norm is None else jnp.logaddexp(norm, eos)
+        elif self.score == "children":
+            if picked is not None:
+                norm = jax.nn.logsumexp(picked, axis=-1, where=exists)
+            if ends is not None and eos is not None:
+                end_logit = jnp.where(ends, eos, -jnp.inf)
+                norm = end_logit if norm is None else jnp.logaddexp(norm, end_logit)
+        assert norm is not None
+        # a log-probability is never above 0, whatever the rounding: the certificate rests on it
+        down = end = None
+        if picked is not None and exists is not None:
+            down = jnp.where(exists, jnp.minimum(picked - norm[..., None], 0), -jnp.inf)
+        if ends is not None and eos is not None:
+            end = jnp.where(ends, jnp.minimum(eos - norm, 0), -jnp.inf)
+        return down, end
 
-    if score == "full":
-        norm = jax.nn.logsumexp(logits, axis=-1)
-    elif score == "level":
-        norm = jnp.full(logits.shape[:-1], -jnp.inf)
-        if not after_last:
-            level = logits[..., offset : offset + shape.level_sizes[step]]
-            norm = jax.nn.logsumexp(level, axis=-1)
-        if shape.eos and step > 0:
-            norm = jnp.logaddexp(norm, eos)
-    else:
-        norm = jnp.full(logits.shape[:-1], -jnp.inf)
-        if picked is not None:
-            norm = jax.nn.logsumexp(picked, axis=-1, where=exists)
-        if ends is not None:
-            norm = jnp.logaddexp(norm, jnp.where(ends, eos, -jnp.inf))
+    def _step(
+        self, step: int, state: Any, live: _Live, result: _Result
+    ) -> tuple[Any, _Live | None, _Result]:
+        """Decodes one token of every live prefix, and chooses the next ones."""
+        pool, dropped = result
+        width = live.total.shape[1]
+        is_last = not any(self.trie.shape.ends[step:])
+        candidates = None if is_last else self._children(step, live)
+        ends = self._may_end(step, live)
 
-    # a log-probability is never above 0, whatever the rounding: the certificate rests on it
-    down = None
-    if picked is not None and exists is not None:
-        down = jnp.where(exists, jnp.minimum(picked - norm[..., None], 0), -jnp.inf)
-    end = None if ends is None else jnp.where(ends, jnp.minimum(eos - norm, 0), -jnp.inf)
-    return down, end
+        kept = step + 1 < len(self.widths)
+
+        def run(beams: int):
+            def head(x):
+                return None if x is None else x[:, :beams]
+
+            parents = head(live.parents)
+            hidden, new = self.model.decode(state, live.token[:, :beams, None], parents, step)
+            code, exists = (None, None) if candidates is None else (candidates[0], candidates[4])
+            scores = self._log_probabilities(step, hidden, head(code), head(exists), head(ends))
+            return (
+                jax.tree.map(lambda x: _pad_beams(x, width, -jnp.inf), scores),
+                jax.tree.map(lambda x: _pad_beams(x, width, 0), new if kept else None),
+            )
+
+        if step > self._first_finish():
+            buckets = _buckets(width)
+            count = jnp.max(jnp.sum(live.total > -jnp.inf, axis=1))
+            shapes = jax.eval_shape(lambda: run(width))
+            branches = [lambda b=b: run(b) if b else _nothing(shapes) for b in buckets]
+            chosen = jnp.sum(count > jnp.array(buckets[:-1], jnp.int32))
+            (down, end), new = jax.lax.switch(chosen, branches)
+        else:
+            (down, end), new = run(width)
+        if kept:
+            state = self.model.keep(state, new, live.parents, step)
+
+        if end is not None:
+            pool = pool.add(live.total + end, lambda index: _take(live.low, index))
+        if down is None or candidates is None:
+            return state, None, _Result(pool, dropped)
+        code, node, low, high, _ = (x.reshape(self.batch, -1) for x in candidates)
+        fan_out = down.shape[-1]
+        # [batch, beam, fan_out] -> [batch, beam * fan_out], in lexicographic order
+        total = (live.total[..., None] + down).reshape(self.batch, -1)
+        decided = self._decided(step, low, high)
+        if decided is not None:
+            finished = jnp.where(decided, total, -jnp.inf)
+            pool = pool.add(finished, lambda index: self._only(_take(low, index)))
+            total = jnp.where(decided, -jnp.inf, total)
+        if step + 1 >= len(self.widths):
+            return state, None, _Result(pool, dropped)
+        # "less", not "not more": a tie with the k-th is decided by docid
+        total = jnp.where(total < pool.scores[:, -1:], -jnp.inf, total)
+        width = self.widths[step + 1]
+        best, index = jax.lax.top_k(total, min(width + 1, total.shape[1]))
+        if best.shape[1] > width:
+            dropped = jnp.maximum(dropped, best[:, width])
+        index = index[:, :width]
+        dead = best[:, :width] == -jnp.inf
+        # lexicographic order (see "Ties" above), the dead behind
+        index = jnp.sort(jnp.where(dead, index + total.shape[1], index), axis=1)
+        dead = index >= total.shape[1]
+        index = jnp.where(dead, index - total.shape[1], index)
+        live = _Live(
+            total=jnp.where(dead, -jnp.inf, _take(total, index)),
+            node=_take(node, index),
+            low=_take(low, index),
+            high=_take(high, index),
+            token=_take(code, index) + int(self.vocabulary.offsets[step]),
+            parents=index // fan_out,
+        )
+        return state, live, _Result(pool, dropped)
+
+    def _first_finish(self) -> int:
+        """The first step at whose end a docid can be finished, or a prefix be dead."""
+        shape = self.trie.shape
+        if self.score == "children":
+            return 0
+        first = next(i for i, ends in enumerate(shape.ends) if ends)
+        return first + shape.vocabulary.eos
+
+    def _tails(self, step: int, state: Any, live: _Live, result: _Result) -> _Result:
+        """Finishes every live prefix, each of which has one docid below it, in one pass."""
+        trie, vocabulary = self.trie, self.vocabulary
+        length = _look_up(trie.lengths, live.low).astype(jnp.int32)
+        last = len(self.widths) - 1  # the last step that the model runs
+        columns = slice(step - trie.shape.tail_start, None)
+        # [batch, beam, levels - step]
+        codes = _look_up(trie.tails, live.low)[..., columns].astype(jnp.int32)
+        tokens = codes + jnp.array(vocabulary.offsets[step:], jnp.int32)
+        inputs = jnp.concatenate([live.token[..., None], tokens], axis=2)[..., : last + 1 - step]
+        hidden, _ = self.model.decode(state, inputs, live.parents, step)
+        total = live.total
+        if self.score == "full":
+            logits = self.model.logits(hidden, 0, None)
+            norms = jax.nn.logsumexp(logits, axis=-1)
+        else:
+            logits = norms = None
+        for i, now in enumerate(range(step, last + 1)):
+            one = jax.tree.map(lambda x, i=i: x[:, :, i : i + 1], hidden)
+            in_level = now < self.levels
+            offset = int(vocabulary.offsets[now]) if in_level else 0
+            size = vocabulary.level_sizes[now] if in_level else 0
+            if logits is not None and norms is not None:
+                level, norm = logits[:, :, i, offset : offset + size], norms[:, :, i]
+                eos = logits[:, :, i, EOS_ID]
+            else:
+                level = self.model.logits(one, offset, size)[:, :, 0]
+                norm, eos = jax.nn.logsumexp(level, axis=-1), None
+                if vocabulary.eos:
+                    eos = self.model.logits(one, EOS_ID, 1)[:, :, 0, 0]
+                    norm = jnp.logaddexp(norm, eos)
+            if in_level:
+                picked = jnp.take_along_axis(level, codes[..., i : i + 1], axis=2, mode="clip")
+                total += jnp.where(now < length, jnp.minimum(picked[..., 0] - norm, 0), 0)
+            if vocabulary.eos and eos is not None:
+                total += jnp.where(now == length, jnp.minimum(eos - norm, 0), 0)
+        return _Result(result.pool.add(total, lambda i: _take(live.low, i)), result.dropped)
+
+    def run(self, state: Any) -> tuple[Array, Array, Array]:
+        """See `search_trie`."""
+        batch = self.batch
+        zeros = jnp.zeros((batch, 1), jnp.int32)
+        # behind the last node stands the number of docids, without padding
+        high = zeros + self.trie.lows[0][-1]
+        live = _Live(zeros.astype(jnp.float32), zeros, zeros, high, zeros, None)
+        pool = _Pool(
+            jnp.full((batch, self.size), -jnp.inf), jnp.zeros((batch, self.size), jnp.int32)
+        )
+        result = _Result(pool, jnp.full((batch,), -jnp.inf))
+        pool, dropped = self._rest(0, state, live, result, self.tail_step)
+        rows, scores = self._documents(pool)
+        # "above", not "equal": a tie with something unseen would be decided by docid
+        return rows, scores, (scores[:, -1] > dropped) | (dropped == -jnp.inf)
+
+    def _rest(
+        self, step: int, state: Any, live: _Live, result: _Result, tail_step: int | None
+    ) -> _Result:
+        """Everything from a step on."""
+        while True:
+            if step == tail_step:
+                alone = (live.high - live.low == 1) | (live.total == -jnp.inf)
+                tails = functools.partial(self._tails, step, state, live, result)
+                steps = functools.partial(self._rest, step, state, live, result, None)
+                return jax.lax.cond(jnp.all(alone), tails, steps)
+            state, following, result = self._step(step, state, live, result)
+            if following is None:
+                return result
+            live, step = following, step + 1
+
+    def _documents(self, pool: _Pool) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+        """Ranked docids -> ranked documents: all of a docid's, in corpus order; then -1, -inf."""
+        first_document, documents = self.trie.first_document, self.trie.documents
+        found = pool.scores > -jnp.inf
+        docids = jnp.where(found, pool.docids, 0)
+        if first_document is None:
+            return jnp.where(found, _look_up(documents, docids), -1), pool.scores
+        group = jnp.zeros((self.batch, 1), jnp.int32)
+        first_document, documents = first_document[None], documents[None]
+        if self.subset is not None and self.group is not None:
+            assert self.subset.first_document is not None and self.subset.documents is not None
+            first_document, documents = self.subset.first_document, self.subset.documents
+            group = self.group[:, None]
+        first = first_document[group, docids]
+        count = jnp.where(found, first_document[group, docids + 1] - first, 0)
+        return rank_documents(pool.scores, first, count, lambda i: documents[group, i], self.k)
 
 
-class _Pool:
-    """Finished docids: of each step at most the `size` best, since no other can be among them."""
-
-    def __init__(self, trie: Trie, size: int):
-        self.trie, self.size = trie, size
-        self.entries: list[tuple[Array, Array]] = []  # (scores, docids), each [batch, n]
-
-    def add(self, level: int, scores: Float[Array, "b n"], node: Int[Array, "b n"]) -> None:
-        """Adds the docids that end at these nodes (in lexicographic order) of `level`."""
-        ending = self.trie.docids[level]
-        assert ending is not None
-        if scores.shape[1] > self.size:
-            scores, index = jax.lax.top_k(scores, self.size)
-            node = _take(node, index)
-        self.entries.append((scores, _look_up(ending, node)))
-
-    def best(self) -> tuple[Float[Array, "b n"], Int[Array, "b n"]]:
-        """The best scores, descending, and their docids; ties by docid; -inf where none."""
-        scores = jnp.concatenate([s for s, _ in self.entries], axis=1)
-        docids = jnp.concatenate([d for _, d in self.entries], axis=1)
-        negative, docids = jax.lax.sort((-scores, docids), num_keys=2)
-        return -negative[:, : self.size], docids[:, : self.size]
-
-
-def _documents(
-    trie: Trie, scores: Float[Array, "b n"], docids: Int[Array, "b n"], k: int
+def rank_documents(
+    scores: Float[Array, "b n"],
+    first: Int[Array, "b n"],
+    count: Int[Array, "b n"],
+    documents: Callable[[Array], Array],
+    k: int,
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
-    """Ranked docids -> ranked documents: all of a docid's, in corpus order; -1, -inf after them."""
-    found = scores > -jnp.inf
-    docids = jnp.where(found, docids, 0)
-    if trie.first_document is None:
-        rows, valid = _look_up(trie.documents, docids), found
-    else:
-        first = _look_up(trie.first_document, docids)
-        count = jnp.where(found, _look_up(trie.first_document, docids + 1) - first, 0)
-        end = jnp.cumsum(jnp.minimum(count, k), axis=1)  # [batch, docids]
-        place = jnp.arange(k, dtype=jnp.int32)
-        # the docid of a place is the first one whose documents end after it: [batch, k]
-        rank = jax.vmap(lambda e: jnp.searchsorted(e, place, side="right"))(end)
-        valid = place < end[:, -1:]
-        rank = jnp.minimum(rank, docids.shape[1] - 1)
-        start = _take(end - jnp.minimum(count, k), rank)
-        rows = jnp.where(valid, _take(first, rank) + place - start, 0)
-        rows, scores = _look_up(trie.documents, rows), _take(scores, rank)
-    missing = max(k - rows.shape[1], 0)
-    rows = jnp.pad(jnp.where(valid, rows, -1), ((0, 0), (0, missing)), constant_values=-1)
-    scores = jnp.where(valid, scores, -jnp.inf)
-    return rows, jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+    """The documents of ranked groups: `count` ones from `first` on of each, k in all."""
+    count = jnp.minimum(count, k)
+    end = jnp.cumsum(count, axis=1)
+    place = jnp.arange(k, dtype=jnp.int32)
+    # the group of a place is the first one whose documents end after it: [batch, k]
+    rank = jax.vmap(lambda e: jnp.searchsorted(e, place, side="right"))(end)
+    valid = place < end[:, -1:]
+    rank = jnp.minimum(rank, scores.shape[1] - 1)
+    index = jnp.where(valid, _take(first, rank) + place - _take(end - count, rank), 0)
+    return jnp.where(valid, documents(index), -1), jnp.where(valid, _take(scores, rank), -jnp.inf)
+
+
+def _pad_beams(x: Array, width: int, value: float) -> Array:
+    """[batch, beam, ...] -> [batch, width, ...]."""
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, width - x.shape[1])
+    return jnp.pad(x, padding, constant_values=value)
+
+
+def _nothing(shapes: Any) -> Any:
+    """What a step gives when nothing is live."""
+    scores, new = shapes
+    return (
+        jax.tree.map(lambda s: jnp.full(s.shape, -jnp.inf, s.dtype), scores),
+        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), new),
+    )
 
 
 def search_trie(
-    trie: Trie, decode: Decode, batch: int, *, beam: int, k: int, score: Score
+    trie: Trie,
+    model: Model,
+    state: Any,
+    batch: int,
+    *,
+    beam: int,
+    k: int,
+    score: Score,
+    subset: Subset | None = None,
+    group: Int[Array, " b"] | None = None,
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
     """Ranks the documents of a trie for each query; to be traced by `jax.jit`.
 
     Args:
       trie: the valid docids.
-      decode: the model; called once for each of `decoded_steps`, with `beam_widths` beams.
+      model: the decoder.
+      state: the decoder's initial state.
       batch: number of queries.
       beam: live hypotheses per query.
       k: documents per query.
       score: over what the probabilities of a step are normalised.
+      subset: the documents that may be returned; all if None.
+      group: which of the subset's groups each query may see [batch]; with `subset` only.
 
     Returns:
       rows [batch, k], -1 where there is none; log-probabilities [batch, k], descending, -inf where
       there is none; and whether the k documents are certainly the best of the whole corpus
       [batch].
     """
-    shape = trie.shape
-    offsets = DocidVocabulary(shape.level_sizes, shape.eos).offsets
-    widths = beam_widths(shape, score, beam)
-    steps = decoded_steps(shape, score, widths)
-    pool = _Pool(trie, min(k, shape.docids))
-    # the best score of a prefix that fell out of the beam: no docid below it can score higher
-    dropped = jnp.full((batch,), -jnp.inf)
-    total = jnp.zeros((batch, 1))
-    node = tokens = jnp.zeros((batch, 1), jnp.int32)
-    parents = None
-    for step in range(len(widths)):
-        logits = None
-        if step < steps:
-            logits = decode(tokens, parents, step).astype(jnp.float32)
-        after_last = step == len(shape.nodes) or not shape.nodes[step]
-        child = exists = ends = None
-        if not after_last:
-            child, exists = _children(trie, step, node)
-        ending = trie.docids[step - 1] if step else None
-        if shape.eos and ending is not None:
-            ends = _look_up(ending, node) >= 0
-        down, end = _step_scores(trie, score, step, logits, child, exists, ends)
-        if end is not None:
-            pool.add(step - 1, total + end, node)
-        if down is None or child is None:
-            break
-
-        fan_out = down.shape[-1]
-        # [batch, beam, fan_out] -> [batch, beam * fan_out], in lexicographic order
-        candidates = (total[..., None] + down).reshape(batch, -1)
-        flat_child = child.reshape(batch, -1)
-        if shape.leaves[step] and not _needs_step(shape, score, step, leaf=True):
-            if not shape.inner[step]:
-                pool.add(step, candidates, flat_child)
-                break
-            first = trie.first_child[step]
-            leaf = _look_up(first, flat_child) == _look_up(first, flat_child + 1)
-            pool.add(step, jnp.where(leaf, candidates, -jnp.inf), flat_child)
-            candidates = jnp.where(leaf, -jnp.inf, candidates)
-        width = widths[step + 1]
-        live = (
-            shape.nodes[step] if _needs_step(shape, score, step, leaf=True) else shape.inner[step]
-        )
-        if min(live, candidates.shape[1]) > width:
-            best, index = jax.lax.top_k(candidates, width + 1)
-            dropped = jnp.maximum(dropped, best[:, width])
-            index = index[:, :width]
-        else:
-            _, index = jax.lax.top_k(candidates, width)
-        index = jnp.sort(index, axis=1)  # see "Ties" above
-        total = _take(candidates, index)
-        parents = index // fan_out
-        node = _take(flat_child, index)
-        # places that no prefix took hold node 0 with score -inf
-        node = jnp.where(total > -jnp.inf, node, 0)
-        tokens = _look_up(trie.codes[step], node) + int(offsets[step])
-    rows, scores = _documents(trie, *pool.best(), k)
-    # "above", not "equal": a tie with something unseen would be decided by docid
-    exact = (scores[:, -1] > dropped) | (dropped == -jnp.inf)
-    return rows, scores, exact
+    search = _Search(trie, model, batch, subset, group, beam=beam, k=k, score=score)
+    rows, scores, exact = search.run(state)
+    missing = ((0, 0), (0, k - rows.shape[1]))
+    return (
+        jnp.pad(rows, missing, constant_values=-1),
+        jnp.pad(scores, missing, constant_values=-np.inf),
+        exact,
+    )

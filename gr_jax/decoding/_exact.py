@@ -6,7 +6,6 @@ It shares the model with beam search and nothing else: no trie, no top-k, histor
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +13,31 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gr_jax.decoding._core import SCORES, Score
-from gr_jax.docids import EOS_ID, DocidMap
-from gr_jax.models import T5Config, decode_step, encode_cross
+from gr_jax.docids import EOS_ID, DocidMap, DocidVocabulary
+from gr_jax.models import (
+    CrossCache,
+    InferenceWeights,
+    Past,
+    decode_block,
+    encode_cross,
+    output_logits,
+)
 
-Parameters = Any
 _QUERIES = 8  # scored together
 _MEMORY = 1 << 28  # bytes that the keys, values and logits of one block may take, roughly
 _SMALLEST = 32  # sizes are rounded up to this times a power of two, to compile few shapes
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def _encode(config: T5Config, params: Parameters, source: Int[Array, "b s"]):
-    return encode_cross(config, params, source)
+@jax.jit
+def _encode(weights: InferenceWeights, source: Int[Array, "b s"]) -> CrossCache:
+    return encode_cross(weights, source)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "step"))
+@functools.partial(jax.jit, static_argnames=("step",))
 def _step(
-    config: T5Config,
-    params: Parameters,
-    cross: Any,
-    past: Any,
+    weights: InferenceWeights,
+    cross: CrossCache,
+    past: tuple[Array, ...] | None,
     tokens: Array,
     parents: Array,
     allowed: Array | np.ndarray | None,
@@ -51,23 +55,19 @@ def _step(
 
     Returns:
       the totals [batch, rows], and per layer the keys and values of each prefix
-      [batch, prefixes, step + 1, heads, head_dim].
+      [batch, prefixes, step + 1, 2, heads, head_dim].
     """
-    keys_values, source_mask = cross
-    batch, prefixes = len(source_mask), len(tokens)
+    batch, prefixes = len(cross.mask), len(tokens)
+    history = None
     if past is not None:
-        # [batch, prefixes before, step, heads, d] -> [batch, prefixes, step, heads, d]
+        # [batch, prefixes before, step, ...] -> [batch, prefixes, step, ...]
         past = jax.tree.map(lambda x: x[:, parents], past)
-    logits, new = decode_step(
-        config,
-        params,
-        jnp.broadcast_to(tokens, (batch, prefixes)),
-        step,
-        keys_values,
-        source_mask,
-        past,
-    )
-    new = jax.tree.map(lambda x: x[:, :, None], new)
+        slots = [x.reshape(batch, prefixes * step, *x.shape[3:]) for x in past]
+        own = jnp.arange(prefixes * step).reshape(prefixes, step)
+        history = Past(slots, jnp.broadcast_to(own, (batch, prefixes, step)))
+    tokens = jnp.broadcast_to(tokens[:, None], (batch, prefixes, 1))
+    hidden, new = decode_block(weights, tokens, step, cross, history)
+    logits = output_logits(weights, hidden)[:, :, 0]
     if past is not None:
         new = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), past, new)
     norm = jax.nn.logsumexp(logits, axis=-1, where=allowed)  # [batch, prefixes]
@@ -86,11 +86,10 @@ def _pad(x: np.ndarray, size: int) -> np.ndarray:
 class _Table:
     """Docids as tokens in sorted order, where the rows of a prefix stand side by side."""
 
-    def __init__(self, config: T5Config, docid_map: DocidMap, score: Score):
+    def __init__(self, vocab: int, docid_map: DocidMap, vocabulary: DocidVocabulary, score: Score):
         self.order = docid_map.sorted_order
-        self.tokens = docid_map.tokens[self.order]  # [documents, steps]
-        self.vocabulary, self.score = docid_map.vocabulary, score
-        self.vocab = config.output_vocab_size
+        self.tokens = vocabulary.encode(docid_map.codes[self.order])  # [documents, steps]
+        self.vocabulary, self.score, self.vocab = vocabulary, score, vocab
         # prefix[r, t]: number of the prefix of t tokens that row r has, among all of that length
         changes = self.tokens[1:] != self.tokens[:-1]
         changes = np.logical_or.accumulate(changes, axis=1)[:, :-1]
@@ -120,11 +119,11 @@ class _Table:
 
 
 def _score_block(
-    config: T5Config, params: Parameters, table: _Table, cross: Any, rows: slice, size: int
+    weights: InferenceWeights, table: _Table, cross: CrossCache, rows: slice, size: int
 ) -> np.ndarray:
     """Totals [batch, rows] of some neighbouring rows, in arrays of `size` rows."""
     tokens, prefix = table.tokens[rows], table.prefix[rows]
-    total, past = jnp.zeros((len(cross[1]), size)), None
+    total, past = jnp.zeros((len(cross.mask), size)), None
     before = np.zeros(len(tokens), np.int32)  # each row's prefix in the step before
     for step in range(tokens.shape[1]):
         alive = tokens[:, step] > 0
@@ -134,8 +133,7 @@ def _score_block(
         width = _bucket(len(numbers)) if step else 1
         last = tokens[first, step - 1] if step else np.zeros(1, np.int32)
         total, past = _step(
-            config,
-            params,
+            weights,
             cross,
             past,
             _pad(last, width),
@@ -151,44 +149,47 @@ def _score_block(
 
 
 def score_all(
-    config: T5Config,
-    params: Parameters,
+    weights: InferenceWeights,
     docid_map: DocidMap,
     source_tokens: Int[np.ndarray, "n s"],
     score: Score = "full",
+    vocabulary: DocidVocabulary | None = None,
 ) -> Float[np.ndarray, "n documents"]:
     """Log-probability of every document's docid, for every query.
 
     A prefix is decoded once per block of neighbouring docids, not once per docid. The cost is still
-    that of the corpus, not of a beam: for tests, and for corpora where that is bearable.
+    that of the corpus, not of a beam: for tests, and for corpora where that is bearable. A block's
+    memory is bounded, whatever the corpus.
 
     Args:
-      config: the model.
-      params: its parameters.
+      weights: the model.
       docid_map: the corpus.
       source_tokens: token ids [n, length]; 0 is padding.
       score: the normalisation, as in `BeamSearch`.
+      vocabulary: the tokens of the codes; None for those of the map.
 
     Returns:
       float32 natural logarithms [n, documents], documents by row of `docid_map`.
     """
     if score not in SCORES:
         raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
+    config = weights.config
     source = np.asarray(source_tokens, np.int32)
-    table = _Table(config, docid_map, score)
+    vocab = config.output_vocab_size
+    table = _Table(vocab, docid_map, vocabulary or docid_map.vocabulary, score)
     n, documents = len(source), len(docid_map)
     batch = min(n, _QUERIES)
     # what one more docid costs: its prefixes after the first, each with logits, keys and values
     kept = 2 * config.num_decoder_layers * config.num_heads * config.head_dim
-    one = 4 * batch * ((table.tokens.shape[1] - 1) * (kept + config.output_vocab_size) + 4)
+    one = 4 * batch * ((table.tokens.shape[1] - 1) * (kept + vocab) + 4)
     size = min(_bucket(documents), max(_bucket(_MEMORY // one) // 2, _SMALLEST))
     out = np.empty((n, documents), np.float32)
     for i in range(0, n, _QUERIES):
         queries = source[i : i + _QUERIES]
         queries = np.pad(queries, ((0, batch - len(queries)), (0, 0)))
-        cross = _encode(config, params, queries)
+        cross = _encode(weights, queries)
         for start in range(0, documents, size):
             rows = slice(start, start + size)
-            scores = _score_block(config, params, table, cross, rows, size)
+            scores = _score_block(weights, table, cross, rows, size)
             out[i : i + _QUERIES, table.order[rows]] = scores[: n - i]
     return out

@@ -2,30 +2,42 @@
 
 from gr_jax.models._config import SIZES, T5Config
 from gr_jax.models._functions import (
-    CrossCache,
-    SelfCache,
     count_parameters,
-    decode_step,
     decode_train,
     encode,
-    encode_cross,
     init_parameters,
     logical_axes,
+)
+from gr_jax.models._inference import (
+    PRECISIONS,
+    CrossCache,
+    InferenceWeights,
+    Past,
+    Precision,
+    decode_block,
+    encode_cross,
+    output_logits,
+    prepare_inference,
 )
 from gr_jax.models._losses import LossSums, cross_entropy_loss
 
 __all__ = [
+    "PRECISIONS",
     "SIZES",
     "CrossCache",
+    "InferenceWeights",
     "LossSums",
-    "SelfCache",
+    "Past",
+    "Precision",
     "T5Config",
     "count_parameters",
     "cross_entropy_loss",
-    "decode_step",
+    "decode_block",
     "decode_train",
     "encode",
     "encode_cross",
     "init_parameters",
     "logical_axes",
+    "output_logits",
+    "prepare_inference",
 ]

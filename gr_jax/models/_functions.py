@@ -7,16 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from gr_jax.models._config import T5Config
 from gr_jax.models._t5 import T5
 
 Parameters = Any
-# Per decoder layer: the encoder's keys and values, each [batch, source, heads, head_dim].
-CrossCache = tuple[tuple[Array, Array], ...]
-# Per decoder layer: keys and values of past steps, each [batch, beam, steps, heads, head_dim].
-SelfCache = tuple[tuple[Array, Array], ...]
 
 
 def _init(config: T5Config, key: Array):
@@ -51,14 +47,6 @@ def encode(
     return _apply(config, parameters, "encode", tokens, (tokens > 0).astype(jnp.int32))
 
 
-def encode_cross(
-    config: T5Config, parameters: Parameters, tokens: Int[Array, "b s"]
-) -> tuple[CrossCache, Bool[Array, "b s"]]:
-    """Encodes the sources and projects them for every decoder layer, once per query."""
-    encoded = encode(config, parameters, tokens)
-    return _apply(config, parameters, "cross", encoded), tokens > 0
-
-
 def decode_train(
     config: T5Config,
     parameters: Parameters,
@@ -86,30 +74,3 @@ def decode_train(
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )  # pyright: ignore[reportReturnType]
-
-
-def decode_step(
-    config: T5Config,
-    parameters: Parameters,
-    tokens: Int[Array, "b m"],
-    step: int,
-    cross: CrossCache,
-    source_mask: Bool[Array, "b s"],
-    past: SelfCache | None,
-) -> tuple[Float[Array, "b m v"], tuple[tuple[Array, Array], ...]]:
-    """One decoder step for `m` beams per query.
-
-    Args:
-      config: the model.
-      parameters: its parameters.
-      tokens: the tokens chosen at the previous step (0, the start token, at step 0).
-      step: the position being predicted, a Python int: shapes differ per step.
-      cross: from `encode_cross`; shared by the beams, never copied.
-      source_mask: from `encode_cross`.
-      past: each beam's own keys and values of the steps before this one; None at step 0.
-
-    Returns:
-      float32 logits [batch, beam, target vocabulary], and per layer this step's key and value,
-      each [batch, beam, heads, head_dim], for the caller to keep.
-    """
-    return _apply(config, parameters, "step", tokens, step, cross, source_mask, past)

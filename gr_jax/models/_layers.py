@@ -21,10 +21,11 @@ from gr_jax.models._config import T5Config
 
 _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _attention_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-_NEGATIVE = -1e10  # added to masked attention scores; t5x's value
+MASKED = -1e10  # a masked attention score; t5x's value
+RMS_EPSILON = 1e-6
 
 
-def _activation(name: str) -> Callable[[Array], Array]:
+def activation(name: str) -> Callable[[Array], Array]:
     return (lambda x: x) if name == "linear" else getattr(nn, name)
 
 
@@ -86,14 +87,13 @@ class RMSNorm(nn.Module):
     """T5's layer norm: no mean, no bias, computed in float32."""
 
     dtype: str
-    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Returns `x` with unit root mean square, times `scale`."""
         x = x.astype(jnp.float32)
         scale = _parameter(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
-        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + RMS_EPSILON)
         return (y * scale).astype(self.dtype)
 
 
@@ -170,7 +170,7 @@ class RelativePositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate projections, so that keys and values can be kept."""
+    """Multi-head attention with separate projections."""
 
     config: T5Config
 
@@ -194,10 +194,6 @@ class Attention(nn.Module):
         """Splits the joined axis into heads."""
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
 
-    def keys_values(self, x: Float[Array, "*b d"]) -> tuple[Array, Array]:
-        """Keys and values [..., heads, head_dim] of the memory `x`."""
-        return self.heads(self.key(x)), self.heads(self.value(x))
-
     def __call__(
         self,
         x: Float[Array, "b q d"],
@@ -208,7 +204,7 @@ class Attention(nn.Module):
     ) -> Float[Array, "b q d"]:
         """Attends from every position of `x` to the unmasked positions of `memory`."""
         query = self.heads(self.query(x))
-        key, value = self.keys_values(memory)
+        key, value = self.heads(self.key(memory)), self.heads(self.value(memory))
         query = nn.with_logical_constraint(query, ("batch", "length", "heads", "kv"))
         key = nn.with_logical_constraint(key, ("batch", "length", "heads", "kv"))
         value = nn.with_logical_constraint(value, ("batch", "length", "heads", "kv"))
@@ -224,37 +220,9 @@ class Attention(nn.Module):
         mixed = jnp.swapaxes(mixed, 1, 2)
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
-    def attend_shared(
-        self,
-        x: Float[Array, "b m d"],
-        key: Float[Array, "b k h e"],
-        value: Float[Array, "b k h e"],
-        mask: Bool[Array, "b k"],
-    ) -> Float[Array, "b m d"]:
-        """Every beam of a query attends to one shared memory: nothing is copied per beam."""
-        scores = jnp.einsum("bmhd,bkhd->bhmk", self.heads(self.query(x)), key)
-        weights = _masked_softmax(scores, mask[:, None, None, :], self.config.dtype)
-        mixed = jnp.einsum("bhmk,bkhd->bmhd", weights, value)
-        return self.out(mixed.reshape(*x.shape[:-1], -1))
-
-    def attend_own(
-        self,
-        x: Float[Array, "b m d"],
-        key: Float[Array, "b m t h e"],
-        value: Float[Array, "b m t h e"],
-        bias: Float[Array, "1 h 1 t"],
-    ) -> Float[Array, "b m d"]:
-        """Each beam attends to the `t` steps of its own history, this step included."""
-        scores = jnp.einsum("bmhd,bmthd->bmht", self.heads(self.query(x)), key)
-        # [1, heads, 1, t] -> [1, 1, heads, t]
-        scores = scores + jnp.swapaxes(bias, 1, 2)
-        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(self.config.dtype)
-        mixed = jnp.einsum("bmht,bmthd->bmhd", weights, value)
-        return self.out(mixed.reshape(*x.shape[:-1], -1))
-
 
 def _masked_softmax(scores: Array, mask: Array, dtype: str) -> Array:
-    scores = jnp.where(mask, scores.astype(jnp.float32), _NEGATIVE)
+    scores = jnp.where(mask, scores.astype(jnp.float32), MASKED)
     return jax.nn.softmax(scores, axis=-1).astype(dtype)
 
 
@@ -273,10 +241,8 @@ class Mlp(nn.Module):
             else [f"wi_{i}" for i in range(len(c.mlp_activations))]
         )
         hidden = None
-        for name, activation in zip(names, c.mlp_activations, strict=True):
-            part = _activation(activation)(
-                Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name=name)(x)
-            )
+        for name, function in zip(names, c.mlp_activations, strict=True):
+            part = activation(function)(Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name=name)(x))
             hidden = part if hidden is None else hidden * part
         hidden = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))(
             hidden, deterministic=deterministic

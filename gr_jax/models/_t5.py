@@ -75,28 +75,6 @@ class DecoderLayer(nn.Module):
         x = x + self.drop(h, deterministic=deterministic)
         return nn.with_logical_constraint(x, _ACTIVATION_AXES)
 
-    def step(self, x, cross, source_mask, past, bias):
-        """One position of every beam: [batch, beam, embed], and this step's key and value.
-
-        `past` holds the keys and values [batch, beam, steps, heads, head_dim] of each beam's own
-        history, or None at the first step.
-        """
-        h = self.pre_self_attention_layer_norm(x)
-        key, value = self.self_attention.keys_values(h)
-        # [batch, beam, steps, heads, head_dim] + this step
-        keys, values = key[:, :, None], value[:, :, None]
-        if past is not None:
-            keys = jnp.concatenate([past[0], keys], axis=2)
-            values = jnp.concatenate([past[1], values], axis=2)
-        x = x + self.self_attention.attend_own(h, keys, values, bias)
-        h = self.pre_cross_attention_layer_norm(x)
-        encoder_key, encoder_value = cross
-        x = x + self.encoder_decoder_attention.attend_shared(
-            h, encoder_key, encoder_value, source_mask
-        )
-        x = x + self.mlp(self.pre_mlp_layer_norm(x), True)
-        return x, (key, value)
-
 
 class Encoder(nn.Module):
     """The encoder stack."""
@@ -153,20 +131,6 @@ class Decoder(nn.Module):
         x = self.drop(self.decoder_norm(x), deterministic=deterministic)
         return self.logits(x, embedder)
 
-    def cross(self, encoded):
-        """Keys and values of the encoder's output, per layer: computed once per query."""
-        return tuple(layer.encoder_decoder_attention.keys_values(encoded) for layer in self.layers)
-
-    def step(self, x, embedder, step, cross, source_mask, past):
-        """One step of every beam: logits [batch, beam, vocab] and each layer's new key, value."""
-        bias = self.relpos_bias(np.array([step]), np.arange(step + 1))
-        new = []
-        for i, layer in enumerate(self.layers):
-            own = None if past is None else past[i]
-            x, key_value = layer.step(x, cross[i], source_mask, own, bias)
-            new.append(key_value)
-        return self.logits(self.decoder_norm(x), embedder), tuple(new)
-
 
 class T5(nn.Module):
     """Encoder-decoder T5 with one vocabulary for text and, optionally, one for docid tokens."""
@@ -203,12 +167,3 @@ class T5(nn.Module):
         """Logits [batch, target_length, vocab] of a (packed) batch."""
         encoded = self.encode(source, source_segments, deterministic)
         return self.decode(encoded, source_segments, target, target_segments, deterministic)
-
-    def cross(self, encoded):
-        """See `Decoder.cross`."""
-        return self.decoder.cross(encoded)
-
-    def step(self, tokens, step, cross, source_mask, past):
-        """See `Decoder.step`; `tokens` [batch, beam] are those chosen at the previous step."""
-        embedder = self._target_embedder()
-        return self.decoder.step(embedder(tokens), embedder, step, cross, source_mask, past)

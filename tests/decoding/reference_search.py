@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from gr_jax.decoding import TrieShape
-from gr_jax.docids import DocidMap
+from gr_jax.docids import DocidMap, DocidVocabulary
 
 LEVELS, CODES, MOST = 5, 6, 24
 LEVEL_SIZES = (CODES,) * LEVELS
@@ -18,17 +18,15 @@ FULL = 10**6  # a beam that prunes nothing
 def trie_shape(eos: bool) -> TrieShape:
     """One shape that every random case fits, so that few programs are compiled."""
     return TrieShape(
-        level_sizes=LEVEL_SIZES,
-        eos=eos,
+        vocabulary=DocidVocabulary(LEVEL_SIZES, eos),
         nodes=(CODES, *(MOST,) * (LEVELS - 1)),
-        inner=(CODES, *(MOST,) * (LEVELS - 2), 0),
+        branches=(CODES, *(MOST,) * (LEVELS - 2)),
         fan_outs=LEVEL_SIZES,
-        leaves=(True,) * LEVELS,
         ends=(True,) * LEVELS,
+        tail_start=1,
         docids=MOST,
         documents=MOST,
         unique=False,
-        dense_root=False,
     )
 
 
@@ -87,16 +85,27 @@ def hash_logits(state, scale):
 
 
 class HashModel:
-    """`Decode` of `_core`."""
+    """`Model` of `_core`; its state is the hash of each beam's prefix, its last token excepted."""
 
-    def __init__(self, seeds, scale):
-        self.state, self.scale = seeds[:, None], scale
+    def __init__(self, scale):
+        self.scale = scale
 
-    def __call__(self, tokens, parents, step):
-        if step:
-            state = jnp.take_along_axis(self.state, parents, axis=1)
-            self.state = extend(state, tokens.astype(jnp.uint32))
-        return hash_logits(self.state, self.scale)
+    def decode(self, state, tokens, parents, step):
+        if parents is not None:
+            state = jnp.take_along_axis(state, parents, axis=1)
+        hidden = []
+        for i in range(tokens.shape[2]):
+            if step + i:
+                state = extend(state, tokens[:, :, i].astype(jnp.uint32))
+            hidden.append(state)
+        return jnp.stack(hidden, axis=2), hidden[0]
+
+    def keep(self, state, new, parents, step):
+        return new
+
+    def logits(self, hidden, start, size):
+        end = None if size is None else start + size
+        return hash_logits(hidden, self.scale)[..., start:end]
 
 
 def hash_logits_of(seed: int, scale: float):
@@ -121,8 +130,15 @@ def log_sum_exp(values) -> float:
 
 
 def reference_search(docids, logits_of, *, beam, k, score, eos):
-    """Ranked `(score, row)` of the documents, and whether anything was pruned."""
+    """Ranked `(score, row)` of the documents, and whether anything was pruned.
+
+    Under `children`, a prefix with one docid below it is that docid: nothing is left to choose.
+    """
     ends = set(docids)
+    below: dict[tuple, set] = {}
+    for docid in ends:
+        for i in range(len(docid) + 1):
+            below.setdefault(docid[:i], set()).add(docid)
     children: dict[tuple, set] = {}
     for docid in docids:
         for i in range(len(docid)):
@@ -147,8 +163,11 @@ def reference_search(docids, logits_of, *, beam, k, score, eos):
             for token, code in tokens.items():
                 longer = (*prefix, code)
                 grown.append((total + logits[token] - norm, longer))
-                forced = score == "children" or (score == "level" and len(longer) == LEVELS)
-                if longer not in children and (not eos or forced):
+                ended = longer not in children
+                if score == "children":
+                    if len(below[longer]) == 1:
+                        pool.append((grown.pop()[0], *below[longer]))
+                elif ended and (not eos or (score == "level" and len(longer) == LEVELS)):
                     pool.append(grown.pop())
         grown.sort(key=lambda h: (-h[0], h[1]))
         pruned |= len(grown) > beam

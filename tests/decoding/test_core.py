@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.decoding import Trie
+from gr_jax.decoding import Subset, Trie
+from gr_jax.decoding import _core as core_module
 from gr_jax.decoding._core import SCORES, search_trie
 from tests.decoding.reference_search import (
     CODES,
@@ -34,8 +35,18 @@ BEAMS = (2, 40)
 
 @functools.partial(jax.jit, static_argnames=("beam", "k", "score"))
 def hash_search(trie, seeds, scale, *, beam, k, score):
-    model = HashModel(seeds, scale)
-    return search_trie(trie, model, len(seeds), beam=beam, k=k, score=score)
+    model, state = HashModel(scale), seeds[:, None]
+    return search_trie(trie, model, state, len(seeds), beam=beam, k=k, score=score)
+
+
+@functools.partial(jax.jit, static_argnames=("beam", "k", "score"))
+def shortcut_search(trie, seeds, scale, *, beam, k, score):
+    """Like `hash_search`, with every shortcut that a larger search takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_module, "_FEW_BRANCHING", 2.0)
+        patch.setattr(core_module, "_NARROWED_FROM", 2)
+        model, state = HashModel(scale), seeds[:, None]
+        return search_trie(trie, model, state, len(seeds), beam=beam, k=k, score=score)
 
 
 def search(docids, seed, scale, *, beam, score, k=K):
@@ -96,6 +107,70 @@ def test_equal_logits_give_the_order_of_docids(score, docids):
         check_valid(rows, scores, docids, K, complete=beam >= K)
 
 
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("prefix_free", [True, False])
+@settings(max_examples=60)
+@given(data=st.data(), scale=st.sampled_from([1.0, 8.0, 40.0]))
+def test_shortcuts_change_no_answer(score, prefix_free, data, scale):
+    """Tails in one pass, narrower steps, skipped steps, dead prefixes; several queries at once."""
+    docid_map = make_map(data.draw(docid_lists(prefix_free)))
+    trie = Trie.from_docid_map(docid_map).pad(trie_shape(docid_map.vocabulary.eos))
+    seeds = np.arange(3, dtype=np.uint32)
+    for beam, k in ((2, 2), (9, 3)):
+        plain, short = (
+            search_function(trie, seeds, np.float32(scale), beam=beam, k=k, score=score)
+            for search_function in (hash_search, shortcut_search)
+        )
+        np.testing.assert_array_equal(plain[0], short[0])
+        np.testing.assert_allclose(plain[1], short[1], rtol=1e-6, atol=1e-5)
+        np.testing.assert_array_equal(plain[2], short[2])
+
+
+@functools.partial(jax.jit, static_argnames=("beam", "k", "score"))
+def subset_search(trie, seeds, subset, group, *, beam, k, score):
+    model, state = HashModel(np.float32(8)), seeds[:, None]
+    settings = {"beam": beam, "k": k, "score": score, "subset": subset, "group": group}
+    return search_trie(trie, model, state, len(seeds), **settings)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("prefix_free", [True, False])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_subset_is_searched_like_a_trie_of_its_own(score, prefix_free, data):
+    docids = data.draw(docid_lists(prefix_free))
+    docid_map = make_map(docids)
+    vocabulary = docid_map.vocabulary
+    shape = trie_shape(vocabulary.eos)
+    trie = Trie.from_docid_map(docid_map).pad(shape)
+    flags = st.lists(st.booleans(), min_size=len(docids), max_size=len(docids))
+    masks = [np.array(data.draw(flags)) for _ in range(2)] + [np.zeros(len(docids), bool)]
+    subset = Subset.stack([trie.subset(mask) for mask in masks])
+    full = Subset(  # to compile few programs
+        subset.allowed,
+        np.pad(subset.select, ((0, 0), (0, MOST - subset.select.shape[1]))),
+        subset.first_document,
+        np.pad(
+            subset.documents, ((0, 0), (0, MOST - subset.documents.shape[1])), constant_values=-1
+        ),
+    )
+    seeds = np.arange(3, dtype=np.uint32)
+    rows, scores, exact = subset_search(
+        trie, seeds, full, np.array([0, 1, 2], np.int32), beam=2, k=K, score=score
+    )
+    assert (np.asarray(rows[2]) == -1).all() and exact[2], "an empty subset has no answer"
+    for q, mask in enumerate(masks[:2]):
+        if not mask.any():
+            continue
+        kept = np.flatnonzero(mask)
+        part = Trie.from_docid_map(make_map([docids[i] for i in kept]), vocabulary).pad(shape)
+        own = hash_search(part, seeds[q : q + 1], np.float32(8), beam=2, k=K, score=score)
+        expected = [kept[r] if r >= 0 else -1 for r in own[0][0].tolist()]
+        assert rows[q].tolist() == expected
+        np.testing.assert_allclose(scores[q], own[1][0], rtol=1e-6)
+        assert exact[q] == own[2][0]
+
+
 @settings(max_examples=60)
 @given(
     docids=st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=20, unique=True),
@@ -114,7 +189,7 @@ def test_beam_of_one_is_greedy(docids, seed):
 def test_certificate_is_often_given_and_never_for_a_tie():
     rng = np.random.default_rng(0)
     docids = [tuple(d) for d in np.unique(rng.integers(0, 3, (MOST, 4)), axis=0).tolist()]
-    certified = [search(docids, s, 20.0, beam=2, score="children")[2] for s in range(100)]
+    certified = [search(docids, s, 20.0, beam=2, score="level")[2] for s in range(100)]
     assert not any(certified), "a beam of 2 cannot rank 7 documents of one length"
     certified = [search(docids, s, 6.0, beam=2, score="children", k=1)[2] for s in range(100)]
     assert 30 < sum(certified) < 100

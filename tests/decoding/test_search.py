@@ -14,7 +14,7 @@ from gr_jax.decoding import _beam as beam_module
 from gr_jax.decoding import _exact as exact_module
 from gr_jax.decoding._core import SCORES
 from gr_jax.docids import docid_map_from_tokens
-from gr_jax.models import T5Config, decode_train, init_parameters
+from gr_jax.models import T5Config, decode_train, init_parameters, prepare_inference
 from tests.decoding.reference_search import (
     MOST,
     VOCAB,
@@ -47,6 +47,11 @@ def params():
     return init_parameters(CONFIG, jax.random.key(0))
 
 
+@functools.cache
+def weights():
+    return prepare_inference(CONFIG, params())
+
+
 def sources(seed=0, n=QUERIES):
     rng = np.random.default_rng(seed)
     source = rng.integers(1, CONFIG.vocab_size, (n, 9))
@@ -56,7 +61,7 @@ def sources(seed=0, n=QUERIES):
 
 def padded_search(docid_map, **settings):
     trie = Trie.from_docid_map(docid_map).pad(trie_shape(docid_map.vocabulary.eos))
-    return BeamSearch(CONFIG, trie, **settings)
+    return BeamSearch(weights(), trie, **settings)
 
 
 _forward = jax.jit(decode_train, static_argnums=0)
@@ -96,8 +101,8 @@ def plain_ranking(docid_map, docids, source, score, *, beam=10**6, k=MOST):
 @given(docids=docid_lists(), seed=st.integers(0, 99))
 def test_oracle_and_search_equal_teacher_forcing(score, docids, seed):
     docid_map, source = make_map(docids), sources(seed)
-    oracle = score_all(CONFIG, params(), docid_map, source, score)
-    everything = padded_search(docid_map, beam=MOST, k=MOST, score=score).search(params(), source)
+    oracle = score_all(weights(), docid_map, source, score)
+    everything = padded_search(docid_map, beam=MOST, k=MOST, score=score).search(source)
     assert everything.exact.all()
     for q, expected in enumerate(plain_ranking(docid_map, docids, source, score)):
         brute = np.empty(len(docids))
@@ -118,8 +123,8 @@ def test_oracle_and_search_equal_teacher_forcing(score, docids, seed):
 def test_a_small_beam_equals_a_plain_one(docids, seed):
     score = "children"
     docid_map, source = make_map(docids), sources(seed)
-    result = padded_search(docid_map, beam=3, k=K, score=score).search(params(), source)
-    oracle = np.sort(score_all(CONFIG, params(), docid_map, source, score), axis=1)[:, ::-1]
+    result = padded_search(docid_map, beam=3, k=K, score=score).search(source)
+    oracle = np.sort(score_all(weights(), docid_map, source, score), axis=1)[:, ::-1]
     plain = plain_ranking(docid_map, docids, source, score, beam=3, k=K)
     for q, expected in enumerate(plain):
         found = result.rows[q] >= 0
@@ -136,9 +141,9 @@ def test_a_small_beam_equals_a_plain_one(docids, seed):
 def test_a_query_is_answered_alike_in_any_company():
     search = padded_search(make_map(MIXED), beam=3, k=K)
     source = sources(n=3)
-    together = search.search(params(), source)  # a batch of 4
+    together = search.search(source)  # a batch of 4
     search.batch_size = 2  # two batches
-    apart = search.search(params(), source[::-1])
+    apart = search.search(source[::-1])
     np.testing.assert_array_equal(together.rows, apart.rows[::-1])
     np.testing.assert_allclose(together.scores, apart.scores[::-1], rtol=1e-5)
     np.testing.assert_array_equal(together.exact, apart.exact[::-1])
@@ -147,28 +152,28 @@ def test_a_query_is_answered_alike_in_any_company():
 def test_padding_of_the_source_changes_nothing():
     search = padded_search(make_map(MIXED), beam=3, k=K)
     source = sources()
-    short = search.search(params(), source)
+    short = search.search(source)
     wide = np.pad(source, ((0, 0), (0, 40)))
-    for x, y in zip(short, search.search(params(), wide), strict=True):
+    for x, y in zip(short, search.search(wide), strict=True):
         np.testing.assert_array_equal(x, y)  # the padding is cut off
-    rows, scores, _ = search.run(params(), jax.numpy.asarray(wide[:, :32], jax.numpy.int32))
+    rows, scores, _ = search.run(jax.numpy.asarray(wide[:, :32], jax.numpy.int32))
     np.testing.assert_array_equal(short.rows, rows)
     np.testing.assert_allclose(short.scores, scores, rtol=1e-5)
-    none = search.search(params(), source[:0])
+    none = search.search(source[:0])
     assert none.rows.shape == none.scores.shape == (0, K) and none.exact.shape == (0,)
 
 
 def test_no_transfer_and_no_second_compilation():
     search = padded_search(make_map(MIXED), beam=3, k=K)
-    search.search(params(), sources())
-    programs: Any = beam_module._program
+    search.search(sources())
+    programs: Any = beam_module._program("cpu")
     compiled = programs._cache_size()
     on_device = jax.device_put(np.pad(sources(1), ((0, 0), (0, 7))).astype(np.int32))
     with jax.transfer_guard("disallow"):
-        rows, _, _ = search.run(params(), on_device)
+        rows, _, _ = search.run(on_device)
     assert rows.shape == (QUERIES, K)
-    search.search(params(), sources(2)[:, :5])
-    padded_search(make_map([*MIXED, (1, 1)]), beam=3, k=K).search(params(), sources(3))
+    search.search(sources(2)[:, :5])
+    padded_search(make_map([*MIXED, (1, 1)]), beam=3, k=K).search(sources(3))
     assert programs._cache_size() == compiled
 
 
@@ -176,9 +181,9 @@ def test_oracle_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     docids = [tuple(rng.integers(0, 6, rng.integers(1, 5)).tolist()) for _ in range(60)]
     docid_map, source = make_map(docids), sources()
-    whole = score_all(CONFIG, params(), docid_map, source, "children")
+    whole = score_all(weights(), docid_map, source, "children")
     monkeypatch.setattr(exact_module, "_MEMORY", 0)
-    blocks = score_all(CONFIG, params(), docid_map, source, "children")
+    blocks = score_all(weights(), docid_map, source, "children")
     np.testing.assert_allclose(whole, blocks, rtol=1e-5, atol=1e-5)
     distinct = sorted({d: r for r, d in enumerate(docids)}.values())
     np.testing.assert_allclose(np.exp(whole[:, distinct]).sum(axis=1), 1, rtol=1e-5)
@@ -186,15 +191,15 @@ def test_oracle_in_blocks(monkeypatch):
 
 def test_atomic_docids_and_the_users_mistakes():
     docid_map = docid_map_from_tokens([f"d{i}" for i in range(VOCAB - 2)], [[i] for i in range(30)])
-    oracle = score_all(CONFIG, params(), docid_map, sources())
-    result = BeamSearch(CONFIG, docid_map, beam=1, k=40).search(params(), sources())
+    oracle = score_all(weights(), docid_map, sources())
+    result = BeamSearch(weights(), docid_map, beam=1, k=40).search(sources())
     np.testing.assert_array_equal(result.rows[:, :30], np.argsort(-oracle, axis=1, kind="stable"))
     assert (result.rows[:, 30:] == -1).all() and result.exact.all()
     with pytest.raises(ValueError, match="target tokens"):
-        BeamSearch(CONFIG, docid_map_from_tokens(["a"], [[40]]))
+        BeamSearch(weights(), docid_map_from_tokens(["a"], [[40]]))
     with pytest.raises(ValueError, match="at least 1"):
-        BeamSearch(CONFIG, docid_map, beam=0)
+        BeamSearch(weights(), docid_map, beam=0)
     with pytest.raises(ValueError, match="unknown score"):
-        BeamSearch(CONFIG, docid_map, score="best")  # pyright: ignore[reportArgumentType]
+        BeamSearch(weights(), docid_map, score="best")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="unknown score"):
-        score_all(CONFIG, params(), docid_map, sources(), "best")  # pyright: ignore[reportArgumentType]
+        score_all(weights(), docid_map, sources(), "best")  # pyright: ignore[reportArgumentType]

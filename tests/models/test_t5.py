@@ -9,10 +9,8 @@ import numpy as np
 from gr_jax.models import (
     T5Config,
     cross_entropy_loss,
-    decode_step,
     decode_train,
     encode,
-    encode_cross,
 )
 from tests.models import numpy_t5
 from tests.models.conftest import (
@@ -23,9 +21,6 @@ from tests.models.conftest import (
     ragged_examples,
     shift,
 )
-
-jit_step = jax.jit(decode_step, static_argnums=(0, 3))
-jit_cross = jax.jit(encode_cross, static_argnums=0)
 
 
 def in_float64(tree):
@@ -83,52 +78,6 @@ def test_decoder_is_causal_and_sees_the_whole_source(config):
         other[i] = 30
         [seen] = jit_logits(config, params, make_batch([[(other, target)]], **LENGTHS))
         assert (np.abs(seen[:4] - plain[:4]).max(-1) > 1e-4).all(), i
-
-
-LENGTHS = {"source_length": 22, "target_length": 6}
-
-
-def test_decode_step_equals_teacher_forcing_for_beams_of_one_encoder(config):
-    """Three beams with histories of their own share each query's encoder output."""
-    params = parameters_of(config)
-    beams, steps = 3, 5
-    rng = np.random.default_rng(3)
-    sources = [source for source, _ in ragged_examples()]
-    chosen = rng.integers(1, 24, (len(sources), beams, steps))
-    inputs = np.concatenate([np.zeros((len(sources), beams, 1), int), chosen[..., :-1]], -1)
-
-    tokens = np.zeros((len(sources), 22), np.int32)
-    for row, source in zip(tokens, sources, strict=True):
-        row[: len(source)] = source
-    cross, mask = jit_cross(config, params, tokens)
-    assert len(cross) == config.num_decoder_layers
-    assert cross[0][0].shape == (len(sources), 22, config.num_heads, config.head_dim)
-    np.testing.assert_array_equal(mask, tokens > 0)
-
-    past, found = None, []
-    for step in range(steps):
-        logits, new = jit_step(
-            config, params, inputs[:, :, step].astype(np.int32), step, cross, mask, past
-        )
-        found.append(np.asarray(logits))
-        new = [(k[:, :, None], v[:, :, None]) for k, v in new]
-        assert new[0][0].shape == (len(sources), beams, 1, config.num_heads, config.head_dim)
-        past = (
-            tuple(new)
-            if past is None
-            else tuple(
-                (jnp.concatenate([k0, k], 2), jnp.concatenate([v0, v], 2))
-                for (k0, v0), (k, v) in zip(past, new, strict=True)
-            )
-        )
-    found = np.stack(found, 2)  # [query, beam, step, vocabulary]
-
-    rows = [[(s, c)] for s, of_query in zip(sources, chosen, strict=True) for c in of_query]
-    forced = np.asarray(jit_logits(config, params, make_batch(rows, **LENGTHS)))
-    forced = forced.reshape(len(sources), beams, 6, -1)[:, :, :steps]
-    np.testing.assert_allclose(found, forced, rtol=1e-4, atol=1e-4)
-    assert np.abs(found[:, 0, 1:] - found[:, 1, 1:]).max() > 0.1, "beams are not told apart"
-    np.testing.assert_array_equal(found.argmax(-1), forced.argmax(-1))
 
 
 def mean_loss(params, batch, config):
