@@ -249,7 +249,7 @@ class DocidMap:
         digest = hashlib.sha256()
         digest.update(json.dumps([_FORMAT, self.level_sizes, len(self)]).encode())
         digest.update(json.dumps(self.doc_ids).encode())
-        digest.update(self.codes.astype("<i4", copy=False).data.cast("B"))
+        digest.update(self.codes.astype("<i4", copy=False))
         return digest.hexdigest()
 
     def extended(

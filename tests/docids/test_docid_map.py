@@ -323,12 +323,12 @@ def test_wrong_changes_are_refused():
     with pytest.raises(ValueError, match="'new'"):
         docid_map.extended(["new", "new"], codes)
     with pytest.raises(ValueError, match="larger than its level"):
-        docid_map.extended(["new"], [[3, 0]])
+        docid_map.extended(["new"], np.array([[3, 0]]))
     with pytest.raises(ValueError, match="codes"):
         docid_map.extended(["new"], codes)
     for sizes in ((2, 3), (3,), (4, 2)):
         with pytest.raises(ValueError, match="shrink"):
-            docid_map.extended(["new"], [[0, 0]], sizes)
+            docid_map.extended(["new"], np.array([[0, 0]]), sizes)
     with pytest.raises(ValueError, match="'unknown'"):
         docid_map.without(["d1", "unknown"])
 
@@ -348,7 +348,7 @@ def test_changes_of_nothing_and_of_everything():
 
 def test_changes_are_on_record(tmp_path):
     docid_map = example()
-    bigger = docid_map.extended(["new", "newer"], [[0, 0], [1, 1]])
+    bigger = docid_map.extended(["new", "newer"], np.array([[0, 0], [1, 1]]))
     changed = bigger.without(["d0"])
     changes = [
         {"extended": 2, "of": docid_map.fingerprint},
