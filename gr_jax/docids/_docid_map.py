@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import operator
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -380,6 +381,8 @@ class DocidMap:
             raise UserError(
                 f"{error.filename}: not found; it is part of a docid map written by gr-jax"
             ) from error
+        except (SyntaxError, tokenize.TokenError) as error:  # NumPy at a damaged header
+            raise UserError(f"{directory / 'codes.npy'}: damaged header") from error
         except (ValueError, TypeError, KeyError, EOFError, OSError) as error:
             raise UserError(f"{directory}: the docid map is damaged ({error})") from error
         if docid_map.fingerprint != fingerprint:

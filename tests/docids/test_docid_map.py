@@ -388,6 +388,12 @@ def _cut(path: Path):
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def _change_byte(path: Path, place: int, value: int):
+    content = bytearray(path.read_bytes())
+    content[place] = value
+    path.write_bytes(content)
+
+
 def _edit(path: Path, old: str, new: str):
     text = path.read_text("utf-8")
     assert old in text
@@ -414,6 +420,7 @@ DAMAGE = {
     "header cut": lambda f: _cut(f / "docid_map.json"),
     "ids cut": lambda f: _cut(f / "doc_ids.json"),
     "codes cut": lambda f: _cut(f / "codes.npy"),
+    "codes with a damaged header": lambda f: _change_byte(f / "codes.npy", 118, 0x0B),
     "codes empty": lambda f: (f / "codes.npy").write_bytes(b""),
     "codes pickled": lambda f: np.save(f / "codes.npy", np.array([{}]), allow_pickle=True),
     "codes of text": lambda f: np.save(f / "codes.npy", np.array([["a", "b"]] * 3)),
