@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gr_jax.decoding._compiler import compiler_options
-from gr_jax.decoding._core import SCORES, Score, beam_widths, search_trie
+from gr_jax.decoding._core import SCORES, Ends, Score, beam_widths, search_trie
 from gr_jax.decoding._trie import Subset, Trie
 from gr_jax.docids import DocidMap
 from gr_jax.models import (
@@ -124,6 +124,7 @@ def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
         beam: int,
         k: int,
         score: Score,
+        ends: Ends,
     ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
         batch = len(source)
         # gathering each beam's history is fast but on TPUs, where one product under a mask is
@@ -140,11 +141,12 @@ def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
             score=score,
             subset=subset,
             group=group,
+            ends=ends,
         )
 
     return jax.jit(
         search,
-        static_argnames=("beam", "k", "score"),
+        static_argnames=("beam", "k", "score", "ends"),
         compiler_options=compiler_options(platform),
     )
 
@@ -172,6 +174,8 @@ class BeamSearch:
       beam: live prefixes per query; finished docids take no place among them.
       k: documents per query.
       score: the normalisation.
+      ends: which docids that end in a step are kept: "all", or with "ranked" those among the
+        `beam` best candidates of the step, which is Hugging Face's rule.
       batch_size: most queries in one call of the compiled program.
     """
 
@@ -183,18 +187,21 @@ class BeamSearch:
         beam: int = 10,
         k: int = 10,
         score: Score = "full",
+        ends: Ends = "all",
         batch_size: int = 32,
     ):
         if min(beam, k, batch_size) < 1:
             raise ValueError(f"beam {beam}, k {k} and batch_size {batch_size} must be at least 1")
         if score not in SCORES:
             raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
+        if ends not in get_args(Ends):
+            raise ValueError(f"unknown ends {ends!r}: choose one of {', '.join(get_args(Ends))}")
         trie = docids if isinstance(docids, Trie) else Trie.from_docid_map(docids)
         tokens, known = trie.shape.vocabulary.size, weights.config.output_vocab_size
         if known < tokens:
             raise ValueError(f"the model has {known} target tokens, the docids {tokens}")
         self.weights, self.beam, self.k, self.score = weights, beam, k, score
-        self.batch_size = batch_size
+        self.ends, self.batch_size = ends, batch_size
         self.trie = jax.device_put(trie)
 
     def run(
@@ -228,6 +235,7 @@ class BeamSearch:
             beam=beam or self.beam,
             k=self.k,
             score=self.score,
+            ends=self.ends,
         )
 
     def search(

@@ -35,6 +35,7 @@ from gr_jax.docids import EOS_ID
 
 Score = Literal["full", "level", "children"]
 SCORES: tuple[Score, ...] = get_args(Score)
+Ends = Literal["all", "ranked"]
 
 _MOST_TAIL_ROWS = 1024  # queries x beams x tokens up to which one pass over the tails beats steps
 _FEW_BRANCHING = 0.05  # of all docids: the first level with fewer is where tails begin
@@ -185,8 +186,10 @@ class _Search:
         beam: int,
         k: int,
         score: Score,
+        ends: Ends,
     ):
         self.trie, self.model, self.batch, self.score = trie, model, batch, score
+        self.beam, self.ends = beam, ends
         self.subset, self.group = subset, group
         self.vocabulary = trie.shape.vocabulary
         self.levels = len(self.vocabulary.level_sizes)
@@ -376,14 +379,18 @@ class _Search:
         if kept:
             state = self.model.keep(state, new, live.parents, step)
 
+        total = None
+        if down is not None:
+            # [batch, beam, fan_out] -> [batch, beam * fan_out], in lexicographic order
+            total = (live.total[..., None] + down).reshape(self.batch, -1)
         if end is not None:
-            pool = pool.add(live.total + end, lambda index: _take(live.low, index))
-        if down is None or candidates is None:
+            end = live.total + end
+            if self.ends == "ranked" and total is not None:
+                end, dropped = self._ranked(end, total, dropped)
+            pool = pool.add(end, lambda index: _take(live.low, index))
+        if total is None or candidates is None:
             return state, None, _Result(pool, dropped)
         code, node, low, high, _ = (x.reshape(self.batch, -1) for x in candidates)
-        fan_out = down.shape[-1]
-        # [batch, beam, fan_out] -> [batch, beam * fan_out], in lexicographic order
-        total = (live.total[..., None] + down).reshape(self.batch, -1)
         decided = self._decided(step, low, high)
         if decided is not None:
             finished = jnp.where(decided, total, -jnp.inf)
@@ -409,9 +416,20 @@ class _Search:
             low=_take(low, index),
             high=_take(high, index),
             token=_take(code, index) + int(self.vocabulary.offsets[step]),
-            parents=index // fan_out,
+            parents=index // (total.shape[1] // live.total.shape[1]),
         )
         return state, live, _Result(pool, dropped)
+
+    def _ranked(
+        self, end: Float[Array, "b m"], total: Float[Array, "b n"], dropped: Float[Array, " b"]
+    ) -> tuple[Float[Array, "b m"], Float[Array, " b"]]:
+        """The ends that are among the `beam` best candidates of their step; see `search_trie`."""
+        every = jnp.concatenate([end, total], axis=1)
+        if every.shape[1] <= self.beam:
+            return end, dropped
+        least = jax.lax.top_k(every, self.beam)[0][:, -1:]
+        lost = jnp.where(end < least, end, -jnp.inf)
+        return jnp.where(end < least, -jnp.inf, end), jnp.maximum(dropped, lost.max(axis=1))
 
     def _first_finish(self) -> int:
         """The first step at whose end a docid can be finished, or a prefix be dead."""
@@ -554,6 +572,7 @@ def search_trie(
     score: Score,
     subset: Subset | None = None,
     group: Int[Array, " b"] | None = None,
+    ends: Ends = "all",
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
     """Ranks the documents of a trie for each query; to be traced by `jax.jit`.
 
@@ -567,13 +586,16 @@ def search_trie(
       score: over what the probabilities of a step are normalised.
       subset: the documents that may be returned; all if None.
       group: which of the subset's groups each query may see [batch]; with `subset` only.
+      ends: whether every docid that a live prefix can end as is kept, or only if its end is ranked
+        among the `beam` best candidates of its step, prefixes included. "all" never has a worse
+        document at a rank; "ranked" is Hugging Face's rule (and its greedy search at `beam` 1).
 
     Returns:
       rows [batch, k], -1 where there is none; log-probabilities [batch, k], descending, -inf where
       there is none; and whether the k documents are certainly the best of the whole corpus
       [batch].
     """
-    search = _Search(trie, model, batch, subset, group, beam=beam, k=k, score=score)
+    search = _Search(trie, model, batch, subset, group, beam=beam, k=k, score=score, ends=ends)
     rows, scores, exact = search.run(state)
     missing = ((0, 0), (0, k - rows.shape[1]))
     return (

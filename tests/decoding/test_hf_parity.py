@@ -224,6 +224,7 @@ def test_counting_every_end_would_rank_otherwise(model_name):
         assert sum(differ) >= 3
 
 
+@pytest.mark.torch
 def test_transformers_still_answers_so(tmp_path):
     python = os.environ.get(TORCH_PYTHON)
     if not python or not Path(python).exists():
