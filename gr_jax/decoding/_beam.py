@@ -9,9 +9,9 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from gr_jax.decoding._compiler import compiler_options
 from gr_jax.decoding._core import SCORES, Ends, Score, beam_widths, search_trie
 from gr_jax.decoding._trie import Subset, Trie
 from gr_jax.docids import DocidMap
@@ -72,7 +72,7 @@ class _Decoder:
         """Room for every step but the last, whose keys and values are never read."""
         c = self.weights.config
         shape = (len(self.cross.mask), sum(self.widths[:-1]), 2, c.num_heads, c.head_dim)
-        return _History(tuple(jnp.zeros(shape, c.dtype) for _ in self.weights.layers), None)
+        return _History(tuple(jnp.zeros(shape, c.dtype) for _ in self.weights.decoder.layers), None)
 
     def decode(self, state: _History, tokens, parents, step: int):
         """See `Model`."""
@@ -144,11 +144,7 @@ def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
             ends=ends,
         )
 
-    return jax.jit(
-        search,
-        static_argnames=("beam", "k", "score", "ends"),
-        compiler_options=compiler_options(platform),
-    )
+    return jax.jit(search, static_argnames=("beam", "k", "score", "ends"))
 
 
 def _power_of_two(n: int) -> int:
@@ -168,15 +164,21 @@ class BeamSearch:
     scores are ordered by docid, lexicographically, a prefix before its extensions; documents with
     the same docid, in corpus order.
 
+    The search runs where the weights lie. Weights made of parameters that are sharded over a mesh
+    (`gr_jax.training.Partitioner`) stay so: queries are then split over the mesh's `data` axis, and
+    every device has the whole trie.
+
     Attributes:
-      weights: the model, on the device.
-      trie: the valid docids, on the device.
+      weights: the model, on the device or the mesh.
+      trie: the valid docids, on the same.
+      sharding: how a batch of queries is laid out over the mesh; None on a single device.
       beam: live prefixes per query; finished docids take no place among them.
       k: documents per query.
       score: the normalisation.
       ends: which docids that end in a step are kept: "all", or with "ranked" those among the
         `beam` best candidates of the step, which is Hugging Face's rule.
-      batch_size: most queries in one call of the compiled program.
+      batch_size: most queries in one call of the compiled program; over a mesh, rounded up to a
+        multiple of its `data` axis.
     """
 
     def __init__(
@@ -202,7 +204,11 @@ class BeamSearch:
             raise ValueError(f"the model has {known} target tokens, the docids {tokens}")
         self.weights, self.beam, self.k, self.score = weights, beam, k, score
         self.ends, self.batch_size = ends, batch_size
-        self.trie = jax.device_put(trie)
+        self.sharding, everywhere = None, None
+        if isinstance(lies := weights.decoder.norm.sharding, NamedSharding):
+            self.sharding = NamedSharding(lies.mesh, PartitionSpec("data"))
+            everywhere = NamedSharding(lies.mesh, PartitionSpec())
+        self.trie, self._everywhere = jax.device_put(trie, everywhere), everywhere
 
     def run(
         self,
@@ -215,7 +221,7 @@ class BeamSearch:
         """One call of the compiled program, device to device; compiled once per [batch, source].
 
         Args:
-          source: token ids on the device [batch, source]; 0 is padding.
+          source: token ids on the device [batch, source], laid out as `sharding`; 0 is padding.
           beam: another width than the search's own.
           subset: the documents that may be returned; all if None.
           group: the group of `subset` that each query may see [batch]; the first if None.
@@ -265,6 +271,8 @@ class BeamSearch:
         """
         source = np.asarray(source_tokens, np.int32)
         groups = np.zeros(len(source), np.int32) if group is None else np.asarray(group, np.int32)
+        if subset is not None and self._everywhere is not None:
+            subset = jax.device_put(subset, self._everywhere)
         beam = self.beam
         result = self._ranked(source, beam, subset, groups)
         while exact and beam * 2 <= most_beam and not result.exact.all():
@@ -289,18 +297,20 @@ class BeamSearch:
         used = np.flatnonzero(source.any(axis=0))
         longest = int(used[-1]) + 1 if len(used) else 1
         length = max(_power_of_two(longest), _SHORTEST_SOURCE)
-        batch = min(_power_of_two(n), self.batch_size)
+        shards = 1 if self.sharding is None else self.sharding.mesh.shape["data"]
+        batch = -(-min(_power_of_two(n), self.batch_size) // shards) * shards
         padded = np.zeros((-(-n // batch) * batch, length), np.int32)
         padded[:n, :longest] = source[:, :longest]
         groups = np.zeros(len(padded), np.int32)
         groups[:n] = group
+        put = functools.partial(jax.device_put, device=self.sharding)
         # all batches are under way before the first answer is awaited
         answers = [
             self.run(
-                jax.device_put(padded[i : i + batch]),
+                put(padded[i : i + batch]),
                 beam=beam,
                 subset=subset,
-                group=None if subset is None else jax.device_put(groups[i : i + batch]),
+                group=None if subset is None else put(groups[i : i + batch]),
             )
             for i in range(0, len(padded), batch)
         ]

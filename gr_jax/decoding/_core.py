@@ -39,6 +39,7 @@ Ends = Literal["all", "ranked"]
 
 _MOST_TAIL_ROWS = 1024  # queries x beams x tokens up to which one pass over the tails beats steps
 _FEW_BRANCHING = 0.05  # of all docids: the first level with fewer is where tails begin
+_BLOCKS = 64  # of docids among which the best are found one by one, then merged
 _NARROWED_FROM = 32  # beams from which a step is compiled for narrower widths too
 
 
@@ -187,16 +188,17 @@ class _Search:
         k: int,
         score: Score,
         ends: Ends,
+        whole: bool,
     ):
         self.trie, self.model, self.batch, self.score = trie, model, batch, score
-        self.beam, self.ends = beam, ends
+        self.beam, self.ends, self.whole = beam, ends, whole
         self.subset, self.group = subset, group
         self.vocabulary = trie.shape.vocabulary
         self.levels = len(self.vocabulary.level_sizes)
         self.k = min(k, trie.shape.documents)
         self.size = min(k, trie.shape.docids)
         self.widths = beam_widths(trie.shape, score, beam)
-        self.tail_step = _tail_step(trie.shape, score, self.widths, batch)
+        self.tail_step = None if whole else _tail_step(trie.shape, score, self.widths, batch)
 
     # --- the corpus, or the part of it that the request allows ------------------------------------
 
@@ -360,15 +362,18 @@ class _Search:
 
             parents = head(live.parents)
             hidden, new = self.model.decode(state, live.token[:, :beams, None], parents, step)
+            new = new if kept else None
+            if beams < width:  # a whole beam's may have any form
+                new = jax.tree.map(lambda x: _pad_beams(x, width, 0), new)
             code, exists = (None, None) if candidates is None else (candidates[0], candidates[4])
             scores = self._log_probabilities(step, hidden, head(code), head(exists), head(ends))
             return (
                 jax.tree.map(lambda x: _pad_beams(x, width, -jnp.inf), scores),
-                jax.tree.map(lambda x: _pad_beams(x, width, 0), new if kept else None),
+                new,
             )
 
         if step > self._first_finish():
-            buckets = _buckets(width)
+            buckets = (0, width) if self.whole else _buckets(width)
             count = jnp.max(jnp.sum(live.total > -jnp.inf, axis=1))
             shapes = jax.eval_shape(lambda: run(width))
             branches = [lambda b=b: run(b) if b else _nothing(shapes) for b in buckets]
@@ -479,6 +484,9 @@ class _Search:
 
     def run(self, state: Any) -> tuple[Array, Array, Array]:
         """See `search_trie`."""
+        if self.levels == 1 and not self.vocabulary.eos:
+            rows, scores = self._documents(self._atomic(state))
+            return rows, scores, jnp.ones((self.batch,), bool)
         batch = self.batch
         zeros = jnp.zeros((batch, 1), jnp.int32)
         # behind the last node stands the number of docids, without padding
@@ -492,6 +500,35 @@ class _Search:
         rows, scores = self._documents(pool)
         # "above", not "equal": a tie with something unseen would be decided by docid
         return rows, scores, (scores[:, -1] > dropped) | (dropped == -jnp.inf)
+
+    def _atomic(self, state: Any) -> _Pool:
+        """One step over all docids of one code: no beam, and nothing is dropped.
+
+        The best are found in blocks of neighbouring docids and merged, so that on a mesh whose
+        `model` axis holds the output layer each device ranks its own.
+        """
+        trie, docids = self.trie, self.trie.shape.docids
+        offset, size = int(self.vocabulary.offsets[0]), self.vocabulary.level_sizes[0]
+        hidden, _ = self.model.decode(state, jnp.zeros((self.batch, 1, 1), jnp.int32), None, 0)
+        if self.score == "full":
+            logits = self.model.logits(hidden, 0, None)[:, 0, 0]
+            norm = jax.nn.logsumexp(logits, axis=-1)
+            level = logits[:, offset : offset + size]
+        else:
+            level = self.model.logits(hidden, offset, size)[:, 0, 0]
+            norm = jax.nn.logsumexp(level, axis=-1)
+        # [batch, docids]; where every code is a docid's, docid i has code i
+        picked = level if docids == size else level.at[:, trie.codes[0].astype(jnp.int32)].get()
+        number = jnp.arange(docids, dtype=jnp.int32)
+        exists = number < trie.lows[0][-1]
+        if self.subset is not None and self.group is not None:
+            words = self.subset.allowed.words.at[self.group].get()[:, number >> 5]
+            exists = exists & ((words >> (number & 31).astype(jnp.uint32)) & 1).astype(bool)
+        exists = jnp.broadcast_to(exists, picked.shape)
+        if self.score == "children":
+            norm = jax.nn.logsumexp(picked, axis=-1, where=exists)
+        scores = jnp.where(exists, jnp.minimum(picked - norm[:, None], 0), -jnp.inf)
+        return _Pool(*_best_in_blocks(scores, self.size))
 
     def _rest(
         self, step: int, state: Any, live: _Live, result: _Result, tail_step: int | None
@@ -545,6 +582,22 @@ def rank_documents(
     return jnp.where(valid, documents(index), -1), jnp.where(valid, _take(scores, rank), -jnp.inf)
 
 
+def _best_in_blocks(
+    scores: Float[Array, "b n"], k: int
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    """`jax.lax.top_k`, in blocks: ties are the lower index's, too."""
+    batch, n = scores.shape
+    if n < _BLOCKS * k:
+        return jax.lax.top_k(scores, k)
+    size = -(-n // _BLOCKS)
+    blocks = jnp.pad(scores, ((0, 0), (0, size * _BLOCKS - n)), constant_values=-jnp.inf)
+    # [batch, n] -> [batch, blocks, size] -> [batch, blocks, k]
+    best, index = jax.lax.top_k(blocks.reshape(batch, _BLOCKS, size), k)
+    index = index + size * jnp.arange(_BLOCKS, dtype=jnp.int32)[:, None]
+    best, place = jax.lax.top_k(best.reshape(batch, -1), k)
+    return best, _take(index.reshape(batch, -1), place)
+
+
 def _pad_beams(x: Array, width: int, value: float) -> Array:
     """[batch, beam, ...] -> [batch, width, ...]."""
     padding = [(0, 0)] * x.ndim
@@ -573,6 +626,7 @@ def search_trie(
     subset: Subset | None = None,
     group: Int[Array, " b"] | None = None,
     ends: Ends = "all",
+    whole: bool = False,
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
     """Ranks the documents of a trie for each query; to be traced by `jax.jit`.
 
@@ -589,13 +643,15 @@ def search_trie(
       ends: whether every docid that a live prefix can end as is kept, or only if its end is ranked
         among the `beam` best candidates of its step, prefixes included. "all" never has a worse
         document at a rank; "ranked" is Hugging Face's rule (and its greedy search at `beam` 1).
+      whole: only decode whole beams, one token at a time; for a model that cannot do less.
 
     Returns:
       rows [batch, k], -1 where there is none; log-probabilities [batch, k], descending, -inf where
       there is none; and whether the k documents are certainly the best of the whole corpus
       [batch].
     """
-    search = _Search(trie, model, batch, subset, group, beam=beam, k=k, score=score, ends=ends)
+    settings: Any = {"beam": beam, "k": k, "score": score, "ends": ends, "whole": whole}
+    search = _Search(trie, model, batch, subset, group, **settings)
     rows, scores, exact = search.run(state)
     missing = ((0, 0), (0, k - rows.shape[1]))
     return (

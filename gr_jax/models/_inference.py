@@ -1,4 +1,4 @@
-"""T5 as the decoder wants it: weights fused and converted once, many beams per query.
+"""T5 as the search wants it: weights fused and converted once, many beams per query.
 
 The training forward pass (`_t5.py`) is the definition; this is the same function of the same
 parameters, arranged for search. What beams share is never copied: the encoder's keys and values
@@ -20,40 +20,76 @@ from jaxtyping import Array, Bool, Float, Int
 from gr_jax.errors import UserError
 from gr_jax.models._config import T5Config
 from gr_jax.models._layers import MASKED, RMS_EPSILON, activation, relative_position_bucket
-from gr_jax.models._t5 import T5
 
 Parameters = Any
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-class Quantized(NamedTuple):
-    """A matrix as int8 with one scale per output column: `values * scale`."""
+_FEW_ROWS = 48  # up to so many, CPUs multiply faster with the weights on the left
 
-    values: Int[Array, "i *o"]
+
+class Quantized(NamedTuple):
+    """A matrix as int8 with one scale per output: `values * scale[..., None]`."""
+
+    values: Int[Array, "*o i"]
     scale: Float[Array, "*o"]
 
 
-Weight = Array | Quantized
+Weight = Array | Quantized  # [*outputs, inputs]: each output's weights side by side
 
 
-class LayerWeights(NamedTuple):
-    """One decoder layer; `joined` is heads * head_dim."""
+class SelfAttention(NamedTuple):
+    """`joined` is heads * head_dim."""
 
-    self_norm: Array  # [embed]
-    qkv: Weight  # [embed, 3, joined]
-    self_out: Weight  # [joined, embed]
-    cross_norm: Array
-    cross_query: Weight  # [embed, joined]
-    cross_out: Weight
-    mlp_norm: Array
-    wi: Weight  # [embed, activations, mlp]
-    wo: Weight  # [mlp, embed]
+    norm: Array  # [embed]
+    qkv: Weight  # [3, joined, embed]
+    out: Weight  # [embed, joined]
+
+
+class CrossAttention(NamedTuple):
+    """The query's side; the keys' and values' is `InferenceWeights.cross`."""
+
+    norm: Array  # [embed]
+    query: Weight  # [joined, embed]
+    out: Weight  # [embed, joined]
+
+
+class FeedForward(NamedTuple):
+    """The block after attention."""
+
+    norm: Array  # [embed]
+    wi: Weight  # [activations, mlp, embed]
+    wo: Weight  # [embed, mlp]
+
+
+class EncoderLayer(NamedTuple):
+    """One encoder layer."""
+
+    own: SelfAttention
+    mlp: FeedForward
+
+
+class DecoderLayer(NamedTuple):
+    """One decoder layer."""
+
+    own: SelfAttention
+    other: CrossAttention
+    mlp: FeedForward
+
+
+class Stack(NamedTuple):
+    """Encoder or decoder."""
+
+    embedding: Array  # [vocab, embed]
+    layers: tuple[Any, ...]
+    norm: Array  # [embed]
+    bias: Array  # relative position biases [heads, buckets]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["encoder", "cross", "layers", "norm", "bias", "embedding", "head"],
+    data_fields=["encoder", "cross", "decoder", "head"],
     meta_fields=["config"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,22 +98,16 @@ class InferenceWeights:
 
     Attributes:
       config: the model; its `dtype` is that of activations here.
-      encoder: parameters of the encoder and its token table, as in training's tree.
-      cross: keys and values of the encoder's output for all layers [embed, 2 * layers, joined].
-      layers: the decoder's layers.
-      norm: the decoder's last norm [embed].
-      bias: the decoder's relative position biases [heads, buckets].
-      embedding: the target table [target vocab, embed].
-      head: the output layer [embed, target vocab].
+      encoder: the encoder.
+      cross: keys and values of the encoder's output for all layers [2 * layers, joined, embed].
+      decoder: the decoder.
+      head: the output layer [target vocab, embed].
     """
 
     config: T5Config
-    encoder: Parameters
+    encoder: Stack
     cross: Weight
-    layers: tuple[LayerWeights, ...]
-    norm: Array
-    bias: Array
-    embedding: Array
+    decoder: Stack
     head: Weight
 
 
@@ -135,66 +165,101 @@ def prepare_inference(
 def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) -> InferenceWeights:
     dtype = "bfloat16" if precision == "int8" else precision
     config = dataclasses.replace(config, dtype=dtype)
-    weight = _quantize if precision == "int8" else lambda w: w.astype(dtype)
 
-    def kernels(*modules: dict[str, Any]) -> list[Array]:
-        return [module["kernel"] for module in modules]
+    def weight(*kernels: Array) -> Weight:
+        """[inputs, outputs] each -> [len(kernels), outputs, inputs], or without the first axis."""
+        w = jnp.stack([k.T for k in kernels]) if len(kernels) > 1 else kernels[0].T
+        return _quantize(w) if precision == "int8" else w.astype(dtype)
 
-    decoder = parameters["decoder"]
-    layers, cross = [], []
-    for i in range(config.num_decoder_layers):
-        layer = decoder[f"layers_{i}"]
-        own, other, mlp = (
-            layer[name] for name in ("self_attention", "encoder_decoder_attention", "mlp")
+    def kernels(module: dict[str, Any], *names: str) -> list[Array]:
+        return [module[name]["kernel"] for name in names]
+
+    def own(module: dict[str, Any], norm: dict[str, Any]) -> SelfAttention:
+        qkv = weight(*kernels(module, "query", "key", "value"))
+        return SelfAttention(norm["scale"], qkv, weight(module["out"]["kernel"]))
+
+    def mlp(layer: dict[str, Any]) -> FeedForward:
+        module = layer["mlp"]
+        names = sorted(name for name in module if name.startswith("wi"))
+        wi = [k.T for k in kernels(module, *names)]
+        wi = _quantize(jnp.stack(wi)) if precision == "int8" else jnp.stack(wi).astype(dtype)
+        return FeedForward(layer["pre_mlp_layer_norm"]["scale"], wi, weight(module["wo"]["kernel"]))
+
+    def stack(name: str, table: Array, layers: list[Any]) -> Stack:
+        module = parameters[name]
+        return Stack(
+            table.astype(dtype),
+            tuple(layers),
+            module[f"{name}_norm"]["scale"],
+            module["relpos_bias"]["rel_embedding"],
         )
-        cross += kernels(other["key"], other["value"])
-        gates = kernels(*(mlp[name] for name in sorted(mlp) if name.startswith("wi")))
-        layers.append(
-            LayerWeights(
-                self_norm=layer["pre_self_attention_layer_norm"]["scale"],
-                qkv=weight(jnp.stack(kernels(own["query"], own["key"], own["value"]), axis=1)),
-                self_out=weight(own["out"]["kernel"]),
-                cross_norm=layer["pre_cross_attention_layer_norm"]["scale"],
-                cross_query=weight(other["query"]["kernel"]),
-                cross_out=weight(other["out"]["kernel"]),
-                mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
-                wi=weight(jnp.stack(gates, axis=1)),
-                wo=weight(mlp["wo"]["kernel"]),
+
+    encoder, decoder, cross = [], [], []
+    for i in range(config.num_encoder_layers):
+        layer = parameters["encoder"][f"layers_{i}"]
+        encoder.append(
+            EncoderLayer(own(layer["attention"], layer["pre_attention_layer_norm"]), mlp(layer))
+        )
+    for i in range(config.num_decoder_layers):
+        layer = parameters["decoder"][f"layers_{i}"]
+        other = layer["encoder_decoder_attention"]
+        cross += kernels(other, "key", "value")
+        query, out = (weight(kernel) for kernel in kernels(other, "query", "out"))
+        norm = layer["pre_cross_attention_layer_norm"]["scale"]
+        decoder.append(
+            DecoderLayer(
+                own(layer["self_attention"], layer["pre_self_attention_layer_norm"]),
+                CrossAttention(norm, query, out),
+                mlp(layer),
             )
         )
     shared = config.target_vocab_size is None
-    table = parameters["token_embedder" if shared else "target_embedder"]["embedding"]
+    source = parameters["token_embedder"]["embedding"]
+    target = source if shared else parameters["target_embedder"]["embedding"]
     if config.logits_via_embedding:
-        head = table.T / np.sqrt(config.emb_dim)
+        head = target.T / np.sqrt(config.emb_dim)
     else:
-        head = decoder["logits_dense"]["kernel"]
-    encoder = {name: parameters[name] for name in ("encoder", "token_embedder")}
+        head = parameters["decoder"]["logits_dense"]["kernel"]
     return InferenceWeights(
         config=config,
-        # vectors are norms' scales, which stay float32
-        encoder=jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, encoder),
-        cross=weight(jnp.stack(cross, axis=1)) if cross else jnp.zeros((0,)),
-        layers=tuple(layers),
-        norm=decoder["decoder_norm"]["scale"],
-        bias=decoder["relpos_bias"]["rel_embedding"],
-        embedding=table.astype(dtype),
+        encoder=stack("encoder", source, encoder),
+        cross=weight(*cross) if cross else jnp.zeros((0,), dtype),
+        decoder=stack("decoder", target, decoder),
         head=weight(head),
     )
 
 
-def _quantize(w: Float[Array, "i *o"]) -> Quantized:
-    scale = jnp.max(jnp.abs(w), axis=0) / 127
+def _quantize(w: Float[Array, "*o i"]) -> Quantized:
+    scale = jnp.max(jnp.abs(w), axis=-1) / 127
     scale = jnp.where(scale > 0, scale, 1)
-    return Quantized(jnp.round(w / scale).astype(jnp.int8), scale)
+    return Quantized(jnp.round(w / scale[..., None]).astype(jnp.int8), scale)
 
 
 def _matmul(x: Float[Array, "*b i"], w: Weight, dtype: Any = None) -> Float[Array, "*b *o"]:
-    """`x @ w` over the last axis of `x` and the first of `w`, in `dtype` (that of `x` if None)."""
+    """The product over the last axes of both, in `dtype` (that of `x` if None)."""
     dtype = dtype or x.dtype
     values = w.values.astype(x.dtype) if isinstance(w, Quantized) else w
-    y = jax.lax.dot_general(
-        x, values, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=dtype
-    )
+    outputs = values.shape[:-1]
+    rows, columns = x.reshape(-1, x.shape[-1]), values.reshape(-1, x.shape[-1])
+    contract = (((1,), (1,)), ((), ()))
+
+    def right(rows, columns):
+        return jax.lax.dot_general(rows, columns, contract, preferred_element_type=dtype)
+
+    def left(rows, columns):
+        return jax.lax.dot_general(columns, rows, contract, preferred_element_type=dtype).T
+
+    def eight(rows, columns):
+        return right(jnp.broadcast_to(rows, (8, rows.shape[1])), columns)[:1]
+
+    on_cpu = right
+    if len(rows) == 1:
+        # XLA's CPU kernel for a bfloat16 matrix times a vector is ten times slower
+        on_cpu = eight if rows.dtype == jnp.bfloat16 else right
+    elif len(rows) <= _FEW_ROWS:
+        on_cpu = left
+    y = jax.lax.platform_dependent(rows, columns, cpu=on_cpu, default=right)
+    y = y.reshape(*x.shape[:-1], *outputs)
     return y * w.scale.astype(dtype) if isinstance(w, Quantized) else y
 
 
@@ -206,18 +271,28 @@ def _norm(x: Float[Array, "*b d"], scale: Float[Array, " d"]) -> Float[Array, "*
 
 def encode_cross(weights: InferenceWeights, tokens: Int[Array, "b s"]) -> CrossCache:
     """Encodes sources (0 is padding) and projects them for every decoder layer, once per query."""
-    c = weights.config
-    mask = tokens > 0
-    encoded = T5(c).apply(
-        {"params": weights.encoder}, tokens, mask.astype(jnp.int32), method="encode"
-    )
-    if not weights.layers:
+    c, mask = weights.config, tokens > 0
+    x = weights.encoder.embedding[tokens]  # [batch, source, embed]
+    positions = np.arange(tokens.shape[1])
+    bias = _relative_bias(weights, weights.encoder, positions, positions, bidirectional=True)
+    bias = jnp.where(mask[:, None, None, :], bias.transpose(1, 0, 2), MASKED)
+    for layer in weights.encoder.layers:
+        # [batch, source, 3, heads, head_dim]
+        qkv = _matmul(_norm(x, layer.own.norm), layer.own.qkv).reshape(
+            *tokens.shape, 3, c.num_heads, c.head_dim
+        )
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        scores = jnp.einsum("bqhe,bkhe->bhqk", query, key).astype(jnp.float32) + bias
+        mixed = jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(scores).astype(x.dtype), value)
+        x = x + _matmul(mixed.reshape(*tokens.shape, -1), layer.own.out)
+        x = x + _feed_forward(x, layer.mlp, c)
+    if not weights.decoder.layers:
         return CrossCache((), mask)
-    joined = _matmul(encoded, weights.cross)  # pyright: ignore[reportArgumentType]
+    joined = _matmul(_norm(x, weights.encoder.norm), weights.cross)
     # [batch, source, 2 * layers, joined] -> [layers, 2, batch, source, heads, head_dim]
-    joined = joined.reshape(*tokens.shape, len(weights.layers), 2, c.num_heads, c.head_dim)
-    joined = joined.transpose(2, 3, 0, 1, 4, 5)
-    return CrossCache(tuple(joined), mask)
+    layers = len(weights.decoder.layers)
+    joined = joined.reshape(*tokens.shape, layers, 2, c.num_heads, c.head_dim)
+    return CrossCache(tuple(joined.transpose(2, 3, 0, 1, 4, 5)), mask)
 
 
 def decode_block(
@@ -242,23 +317,23 @@ def decode_block(
       tokens [batch, beam, q, 2, heads, head_dim], for the caller to keep.
     """
     c = weights.config
-    x = weights.embedding[tokens]  # [batch, beam, q, embed]
+    x = weights.decoder.embedding[tokens]  # [batch, beam, q, embed]
     bias = _self_bias(weights, step, tokens.shape[2], past)
     mine = _own_slots(past)
     kept = []
-    for i, layer in enumerate(weights.layers):
-        h = _norm(x, layer.self_norm)
-        # [batch, beam, q, embed] -> [batch, beam, q, 3, heads, head_dim]
-        qkv = _matmul(h, layer.qkv).reshape(*x.shape[:3], 3, c.num_heads, c.head_dim)
+    for i, layer in enumerate(weights.decoder.layers):
+        qkv = _matmul(_norm(x, layer.own.norm), layer.own.qkv)
+        # [batch, beam, q, 3, joined] -> [batch, beam, q, 3, heads, head_dim]
+        qkv = qkv.reshape(*x.shape[:3], 3, c.num_heads, c.head_dim)
         slots = None if past is None else past.slots[i]
         mixed = _self_attention(qkv, slots, past, mine, bias)
-        x = x + _matmul(mixed.reshape(*x.shape[:3], -1), layer.self_out)
+        x = x + _matmul(mixed.reshape(*x.shape[:3], -1), layer.own.out)
         kept.append(qkv[:, :, :, 1:])
-        h = _matmul(_norm(x, layer.cross_norm), layer.cross_query)
-        mixed = _cross_attention(h, cross.keys_values[i], cross.mask)
-        x = x + _matmul(mixed, layer.cross_out)
-        x = x + _matmul(_gated(_matmul(_norm(x, layer.mlp_norm), layer.wi), c), layer.wo)
-    return _norm(x, weights.norm), tuple(kept)
+        query = _matmul(_norm(x, layer.other.norm), layer.other.query)
+        mixed = _cross_attention(query, cross.keys_values[i], cross.mask)
+        x = x + _matmul(mixed, layer.other.out)
+        x = x + _feed_forward(x, layer.mlp, c)
+    return _norm(x, weights.decoder.norm), tuple(kept)
 
 
 def output_logits(
@@ -270,32 +345,41 @@ def output_logits(
     """float32 logits of `size` neighbouring tokens from `start` on, of all by default."""
     head = weights.head
     if size is not None:
-        # jnp slicing: dtype and structure of a quantized head are kept
-        head = jax.tree.map(lambda w: w[..., start : start + size], head)
+        head = jax.tree.map(lambda w: w[start : start + size], head)  # a quantized one's scale too
     return _matmul(x, head, jnp.float32)
 
 
-def _gated(hidden: Float[Array, "*b a f"], config: T5Config) -> Float[Array, "*b f"]:
-    """The product of the activated input projections."""
+def _feed_forward(x: Float[Array, "*b d"], mlp: FeedForward, config: T5Config) -> Array:
+    hidden = _matmul(_norm(x, mlp.norm), mlp.wi)  # [..., activations, mlp]
     parts = [activation(name)(hidden[..., i, :]) for i, name in enumerate(config.mlp_activations)]
-    return functools.reduce(jnp.multiply, parts)
+    return _matmul(functools.reduce(jnp.multiply, parts), mlp.wo)
+
+
+def _relative_bias(
+    weights: InferenceWeights,
+    stack: Stack,
+    queries: np.ndarray,
+    keys: np.ndarray,
+    *,
+    bidirectional: bool,
+) -> Float[Array, "q h k"]:
+    """float32 biases for static positions."""
+    buckets = relative_position_bucket(
+        keys[None, :] - queries[:, None],
+        bidirectional=bidirectional,
+        num_buckets=weights.config.relpos_buckets,
+        max_distance=weights.config.relpos_max_distance,
+    )
+    return stack.bias.astype(jnp.float32)[:, buckets].transpose(1, 0, 2)
 
 
 def _self_bias(weights: InferenceWeights, step: int, q: int, past: Past | None) -> Array:
     """Relative position biases [q, heads, keys], masked where a key comes after the query."""
-    c = weights.config
     own = np.arange(step, step + q)
     before = np.arange(step) if past is None or past.steps is None else past.steps
     keys = np.concatenate([before if past is not None else own[:0], own])
-    distance = keys[None, :] - own[:, None]  # [q, keys]
-    buckets = relative_position_bucket(
-        np.minimum(distance, 0),
-        bidirectional=False,
-        num_buckets=c.relpos_buckets,
-        max_distance=c.relpos_max_distance,
-    )
-    bias = weights.bias.astype(jnp.float32)[:, buckets]  # [heads, q, keys]
-    return jnp.where(distance[:, None] > 0, MASKED, bias.transpose(1, 0, 2))
+    bias = _relative_bias(weights, weights.decoder, own, keys, bidirectional=False)
+    return jnp.where((keys[None, :] > own[:, None])[:, None], MASKED, bias)
 
 
 def _own_slots(past: Past | None) -> Bool[Array, "b m s"] | None:
@@ -314,30 +398,38 @@ def _self_attention(
     bias: Float[Array, "q h k"],
 ) -> Float[Array, "b m q h e"]:
     """Each beam attends to its own history and, causally, to its new tokens."""
-    query, key, value = (qkv[:, :, :, i] for i in range(3))
-    # [batch, beam, q, heads, keys]
-    scores = jnp.einsum("bmqhe,bmkhe->bmqhk", query, key).astype(jnp.float32)
-    if past is None or slots is None:
-        weights = jax.nn.softmax(scores + bias, axis=-1).astype(query.dtype)
-        return jnp.einsum("bmqhk,bmkhe->bmqhe", weights, value)
-    if mine is None:
+    if mine is not None and slots is not None:
+        return _masked_attention(qkv, slots, mine, bias)
+    query, new = qkv[:, :, :, 0], qkv[:, :, :, 1:]
+    if past is not None and slots is not None:
         # [batch, slots, 2, heads, e] -> [batch, beam, steps, 2, heads, e]
         own = jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(slots, past.ancestry)
-        before = jnp.einsum("bmqhe,bmkhe->bmqhk", query, own[:, :, :, 0])
-    else:
-        own = slots
-        before = jnp.einsum("bmqhe,bshe->bmqhs", query, slots[:, :, 0])
-    before = before.astype(jnp.float32)
-    n = before.shape[-1]
-    before = before + bias[..., :n]
-    if mine is not None:
-        before = jnp.where(mine[:, :, None, None, :], before, MASKED)
-    scores = jnp.concatenate([before, scores + bias[..., n:]], axis=-1)
+        new = jnp.concatenate([own, new], axis=2)
+    # Every query has keys of its own, so there is no large product here, only many tiny ones, at
+    # which compilers are bad: sums of elementwise products are faster.
+    key, value = (new[:, :, None, :, i] for i in range(2))  # [batch, beam, 1, keys, heads, e]
+    scores = (query[:, :, :, None] * key).astype(jnp.float32).sum(axis=-1)
+    # [batch, beam, q, keys, heads]
+    weights = jax.nn.softmax(scores + bias.transpose(0, 2, 1), axis=3).astype(query.dtype)
+    return (weights[..., None] * value).sum(axis=3)
+
+
+def _masked_attention(
+    qkv: Float[Array, "b m q 3 h e"],
+    slots: Float[Array, "b s 2 h e"],
+    mine: Bool[Array, "b m s"],
+    bias: Float[Array, "q h k"],
+) -> Float[Array, "b m q h e"]:
+    """The same over all slots at once: those of other beams get a weight of exactly 0."""
+    query, key, value = (qkv[:, :, :, i] for i in range(3))
+    n = slots.shape[1]
+    # [batch, beam, q, heads, slots] and [batch, beam, q, heads, q]
+    before = jnp.einsum("bmqhe,bshe->bmqhs", query, slots[:, :, 0]).astype(jnp.float32)
+    before = jnp.where(mine[:, :, None, None, :], before + bias[..., :n], MASKED)
+    scores = jnp.einsum("bmqhe,bmkhe->bmqhk", query, key).astype(jnp.float32) + bias[..., n:]
+    scores = jnp.concatenate([before, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    if mine is None:
-        mixed = jnp.einsum("bmqhk,bmkhe->bmqhe", weights[..., :n], own[:, :, :, 1])
-    else:
-        mixed = jnp.einsum("bmqhs,bshe->bmqhe", weights[..., :n], own[:, :, 1])
+    mixed = jnp.einsum("bmqhs,bshe->bmqhe", weights[..., :n], slots[:, :, 1])
     return mixed + jnp.einsum("bmqhk,bmkhe->bmqhe", weights[..., n:], value)
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from gr_jax.decoding import BeamSearch, Trie, score_all
 from gr_jax.decoding import _beam as beam_module
+from gr_jax.decoding import _core as core_module
 from gr_jax.decoding import _exact as exact_module
 from gr_jax.decoding._core import SCORES
-from gr_jax.docids import docid_map_from_tokens
+from gr_jax.docids import DocidMap, docid_map_from_tokens
 from gr_jax.models import T5Config, decode_train, init_parameters, prepare_inference
 from tests.decoding.reference_search import (
     MOST,
@@ -203,3 +204,28 @@ def test_atomic_docids_and_the_users_mistakes():
         BeamSearch(weights(), docid_map, score="best")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="unknown score"):
         score_all(weights(), docid_map, sources(), "best")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("codes", [VOCAB - 2, 17])
+def test_atomic_docids_in_blocks_with_ties_and_subsets(monkeypatch, score, codes):
+    """Shared docids, codes without a document, blocks that do not divide; also of a subset."""
+    monkeypatch.setattr(core_module, "_BLOCKS", 4)
+    jax.clear_caches()  # the blocks are no argument of the compiled program
+    rng = np.random.default_rng(codes)
+    table = np.concatenate([rng.permutation(VOCAB - 2)[:codes], [3, 3]])
+    docid_map = DocidMap(tuple(f"d{i}" for i in range(len(table))), table[:, None], (VOCAB - 2,))
+    oracle = score_all(weights(), docid_map, sources(), score)
+    # by score, then docid, then corpus order
+    order = [np.lexsort((np.arange(len(table)), table, -np.round(o, 4))) for o in oracle]
+    search = BeamSearch(weights(), docid_map, beam=1, k=7, score=score)
+    result = search.search(sources())
+    np.testing.assert_array_equal(result.rows, [o[:7] for o in order])
+    for rows, scores, truth in zip(result.rows, result.scores, oracle, strict=True):
+        np.testing.assert_allclose(scores, truth[rows], rtol=1e-5, atol=1e-5)
+    keep = rng.random(len(table)) < 0.5
+    part = search.search(sources(), subset=Trie.from_docid_map(docid_map).subset(keep))
+    expected = [[r for r in o if keep[r]][:7] for o in order]
+    np.testing.assert_array_equal([r[r >= 0] for r in part.rows], expected)
+    assert result.exact.all() and part.exact.all()
+    jax.clear_caches()
