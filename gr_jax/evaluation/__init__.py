@@ -17,6 +17,7 @@ from gr_jax.evaluation._report import (
     write_report,
 )
 from gr_jax.evaluation._runs import Run, read_run, write_run
+from gr_jax.evaluation._search import SearchQuality, beam_recall
 
 __all__ = [
     "BM25",
@@ -24,7 +25,9 @@ __all__ = [
     "Difference",
     "Report",
     "Run",
+    "SearchQuality",
     "Split",
+    "beam_recall",
     "compare",
     "evaluate_run",
     "measure_split",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gr_jax.evaluation._metrics import METRICS
 from gr_jax.evaluation._report import SYSTEMS, Report, Split, verdict
+from gr_jax.evaluation._search import SEARCH_NOTE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Prints a table, split by split and system by system, and one sentence per split.
+    """Prints a table, split by split and system by system, and what it says in sentences.
 
     On a terminal the best of each column within a split is bold; elsewhere the text is plain.
 
@@ -33,6 +34,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(table, crop=False)
     finally:
         console.width = width
+    if report.splits:
+        console.print(SEARCH_NOTE, markup=False, highlight=False, soft_wrap=True)
     for name, split in report.splits.items():
         console.print(verdict(name, split), markup=False, highlight=False, soft_wrap=True)
 
@@ -46,7 +49,7 @@ def _table(report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("split", "system"):
         table.add_column(heading, no_wrap=True)
-    for heading in (*METRICS, "ms/query", "index MB"):
+    for heading in (*METRICS, "ms/query", "index MB", "certified", "beam recall"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, split in report.splits.items():
         for system in SYSTEMS:
@@ -70,6 +73,9 @@ def _cells(report: Report, split: Split, system: str) -> list:
     small = report.index_bytes[system] == min(report.index_bytes.values())
     cells.append(Text(f"{figures['ms_per_query']:.2f}", _style(fast)))
     cells.append(Text(f"{report.index_bytes[system] / 1e6:.1f}", _style(small)))
+    search = split.search if system == "gr_jax" else None
+    for value in (search.certified, search.beam_recall) if search else (None, None):
+        cells.append(Text("-" if value is None else f"{value:.3f}"))
     return cells
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from gr_jax.evaluation._curves import Curve, draw_curve
 from gr_jax.evaluation._metrics import METRICS
+from gr_jax.evaluation._search import SEARCH_NOTE
 
 _HEADINGS = {
     "hits@1": "Hits@1",
@@ -79,7 +80,14 @@ def render_page(
         The whole page.
     """
     cards = "".join(
-        _card(name, split, content["differences"][name], content["index_bytes"], sentence)
+        _card(
+            name,
+            split,
+            content["differences"][name],
+            content["search"][name],
+            content["index_bytes"],
+            sentence,
+        )
         for (name, split), sentence in zip(content["splits"].items(), verdicts, strict=True)
     )
     drawn = "".join(f"<div>{draw_curve(curve)}</div>" for curve in curves)
@@ -112,6 +120,7 @@ def _card(
     name: str,
     split: Mapping[str, Any],
     differences: Mapping[str, Mapping[str, float]],
+    search: Mapping[str, float | None] | None,
     index_bytes: Mapping[str, int],
     sentence: str,
 ) -> str:
@@ -131,13 +140,16 @@ def _card(
     size = (index_bytes["gr_jax"] / 1e6, index_bytes["bm25"] / 1e6)
     rows.append(_row("ms per query", *speed, ".2f", lower_is_better=True))
     rows.append(_row("index, MB", *size, ".1f", lower_is_better=True))
+    rows += [_search_row(*figure) for figure in (search or {}).items()]
     interval = "<th>95 % interval</th>" if differences else "<th></th>"
     return (
         f'<section class="card"><div class="head"><h2>{html.escape(name)}</h2>'
         f"<span>{split['queries']:,} queries</span></div><table><thead><tr><th></th>"
         '<th><i class="key"></i>gr_jax</th><th><i class="key bm25"></i>BM25</th>'
         f"<th>difference</th>{interval}<th></th></tr></thead><tbody>{''.join(rows)}</tbody>"
-        f'</table><p class="note">{html.escape(sentence)}</p></section>'
+        f'</table><p class="note">{html.escape(sentence)}</p>'
+        + (f'<p class="note">{html.escape(SEARCH_NOTE)}</p>' if search else "")
+        + "</section>"
     )
 
 
@@ -156,6 +168,13 @@ def _row(
         for value in (ours, theirs)
     )
     return f"<tr><th>{heading}</th>{cells}{extra}</tr>"
+
+
+def _search_row(name: str, value: float | None) -> str:
+    """A figure of gr_jax's search; BM25 has no such thing."""
+    text = "-" if value is None else f"{value:.3f}"
+    heading = name.replace("_", " ")
+    return f"<tr><th>{heading}</th><td>{text}</td><td>-</td><td></td><td></td><td></td></tr>"
 
 
 def _gap(split: Mapping[str, Any], metric: str, difference: Mapping[str, float] | None) -> str:
@@ -183,7 +202,7 @@ def _conditions(content: Mapping[str, Any]) -> str:
         "command": f"<code>{html.escape(content['command'])}</code>",
         "seed": str(content["seed"]),
         "steps": f"{content['steps']:,}",
-        "beam": str(content["beam"]),
+        "search": _search(content),
         "device": html.escape(content["device"]),
         "docid fingerprint": f"<code>{html.escape(content['docid_fingerprint'])}</code>",
         "wall-clock time": ", ".join(
@@ -192,6 +211,19 @@ def _conditions(content: Mapping[str, Any]) -> str:
         "versions": html.escape(", ".join(f"{k} {v}" for k, v in content["versions"].items())),
     }
     return "".join(f"<dt>{term}</dt><dd>{value}</dd>" for term, value in rows.items())
+
+
+def _search(content: Mapping[str, Any]) -> str:
+    """How documents were ranked, in words."""
+    beam = f"beam {content['beam']}"
+    if content["certify"]:
+        beam += ", wider where the ranking was not certainly exact"
+    parts = [
+        "every document scored" if content["exact"] else beam,
+        f"scores: {content['score']}",
+        f"precision: {content['precision'] or 'not known'}",
+    ]
+    return html.escape("; ".join(parts))
 
 
 def _clock(seconds: float) -> str:

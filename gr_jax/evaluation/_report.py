@@ -13,6 +13,7 @@ from gr_jax.evaluation._curves import read_curves
 from gr_jax.evaluation._html import render_page
 from gr_jax.evaluation._metrics import METRICS, Difference, Qrels, bootstrap, per_query
 from gr_jax.evaluation._runs import Run
+from gr_jax.evaluation._search import SearchQuality
 from gr_jax.files import atomic_file
 
 SYSTEMS = {"gr_jax": "gr_jax", "bm25": "BM25"}
@@ -34,12 +35,14 @@ class Split:
         gr_jax: The generative retriever's figure for each of `METRICS` and "ms_per_query".
         bm25: The same of BM25.
         differences: gr_jax minus BM25 with its 95 % interval, for any of `METRICS`.
+        search: What gr_jax's search may have missed; None if nobody looked.
     """
 
     queries: int
     gr_jax: Mapping[str, float]
     bm25: Mapping[str, float]
     differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
+    search: SearchQuality | None = None
 
     def __post_init__(self):
         for system in SYSTEMS:
@@ -73,6 +76,11 @@ class Report:
         index_bytes: Of "gr_jax" and "bm25": the size of what answers queries.
         device: The machine, in words.
         versions: Library -> version.
+        score: Over what the search normalises each step. Older reports have neither this nor what
+            follows: the defaults are what held for them.
+        precision: Of the model while it searched; None if not known.
+        exact: Whether every document was scored, instead of a search.
+        certify: Whether the beam grew where the ranking was not certainly exact.
     """
 
     documents: int
@@ -87,6 +95,10 @@ class Report:
     index_bytes: Mapping[str, int]
     device: str
     versions: Mapping[str, str]
+    score: str = "full"
+    precision: str | None = None
+    exact: bool = False
+    certify: bool = False
 
     def __post_init__(self):
         _check_keys("wall_seconds", self.wall_seconds, STAGES)
@@ -113,9 +125,17 @@ class Report:
                 name: {key: dataclasses.asdict(value) for key, value in split.differences.items()}
                 for name, split in self.splits.items()
             },
+            "search": {
+                name: dataclasses.asdict(split.search) if split.search else None
+                for name, split in self.splits.items()
+            },
             "seed": self.seed,
             "command": self.command,
             "beam": self.beam,
+            "score": self.score,
+            "precision": self.precision,
+            "exact": self.exact,
+            "certify": self.certify,
             "docid_fingerprint": self.docid_fingerprint,
             "index_bytes": dict(self.index_bytes),
             "device": self.device,
@@ -132,10 +152,12 @@ def read_report(path: Path) -> Report:
     try:
         record = json.loads(Path(path).read_text("utf-8"))
         differences = record.pop("differences")
+        search = record.pop("search", {})  # not in older reports
         splits = {
             name: Split(
                 **split,
                 differences={k: Difference(**v) for k, v in differences[name].items()},
+                search=SearchQuality(**search[name]) if search.get(name) else None,
             )
             for name, split in record.pop("splits").items()
         }
@@ -145,7 +167,11 @@ def read_report(path: Path) -> Report:
 
 
 def measure_split(
-    qrels: Qrels, gr_jax: tuple[Run, float], bm25: tuple[Run, float], seed: int
+    qrels: Qrels,
+    gr_jax: tuple[Run, float],
+    bm25: tuple[Run, float],
+    seed: int,
+    search: SearchQuality | None = None,
 ) -> Split:
     """Evaluates both systems on one split, with bootstrap intervals of their differences.
 
@@ -154,6 +180,7 @@ def measure_split(
         gr_jax: The generative retriever's run and its milliseconds per query.
         bm25: The same of BM25, as `BM25.rank` returns it.
         seed: The seed of the bootstrap.
+        search: What gr_jax's search may have missed.
 
     Returns:
         The split's entry of a `Report`.
@@ -168,6 +195,7 @@ def measure_split(
         gr_jax=_means(ours) | {"ms_per_query": gr_jax[1]},
         bm25=_means(theirs) | {"ms_per_query": bm25[1]},
         differences={key: bootstrap(ours[key] - theirs[key], seed) for key in METRICS},
+        search=search,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gr_jax.evaluation import METRICS, Difference, Report, Split
+from gr_jax.evaluation import METRICS, Difference, Report, SearchQuality, Split
 
 
 @pytest.fixture
@@ -27,8 +27,14 @@ def report(figures) -> Report:
                 figures(0.8125, 4.25),
                 figures(0.78, 0.31),
                 {"hits@1": Difference(0.0325, 0.01, 0.05)},
+                SearchQuality(certified=0.964, beam_recall=0.9985),
             ),
-            "unseen": Split(206, figures(0.413, 4.5), figures(0.791, 0.3)),
+            "unseen": Split(
+                206,
+                figures(0.413, 4.5),
+                figures(0.791, 0.3),
+                search=SearchQuality(certified=0.937, beam_recall=None),
+            ),
         },
         seed=17,
         command="gr-jax train --gin.MODEL_DIR='/tmp/<m>'",
@@ -37,4 +43,6 @@ def report(figures) -> Report:
         index_bytes={"gr_jax": 242_000_000, "bm25": 1_843_200},
         device="1 x NVIDIA H100",
         versions={"gr_jax": "0.1.0", "jax": "0.12.1"},
+        score="level",
+        precision="bfloat16",
     )

@@ -9,7 +9,15 @@ import pytest
 from rich.console import Console
 
 from gr_jax.errors import UserError
-from gr_jax.evaluation import METRICS, Split, print_report, verdict, write_report
+from gr_jax.evaluation import (
+    METRICS,
+    Split,
+    print_report,
+    read_report,
+    verdict,
+    write_report,
+)
+from gr_jax.evaluation._search import SEARCH_NOTE
 
 
 class Page(HTMLParser):
@@ -66,9 +74,71 @@ def test_json_has_the_agreed_keys(tmp_path, report):
     assert found["splits"]["unseen"]["bm25"]["ms_per_query"] == 0.3
     assert set(found) - set(agreed) == {
         *("seed", "command", "index_bytes", "docid_fingerprint", "versions", "beam", "device"),
-        "differences",
+        *("differences", "search", "score", "precision", "exact", "certify"),
     }
     assert found["differences"]["seen"]["hits@1"] == {"value": 0.0325, "low": 0.01, "high": 0.05}
+    assert found["search"] == {
+        "seen": {"certified": 0.964, "beam_recall": 0.9985},
+        "unseen": {"certified": 0.937, "beam_recall": None},
+    }
+    assert (found["score"], found["precision"]) == ("level", "bfloat16")
+    assert (found["exact"], found["certify"]) == (False, False)
+
+
+def test_a_report_is_read_back(tmp_path, report):
+    changed = dataclasses.replace(report, exact=True, certify=True)
+    for written in (report, changed):
+        write_report(written, tmp_path)
+        assert read_report(tmp_path / "report.json") == written
+
+
+def test_an_older_report_is_read(tmp_path, report):
+    """One that knows nothing of how the search was set or what it may have missed."""
+    record = report.to_json()
+    for key in ("search", "score", "precision", "exact", "certify"):
+        del record[key]
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    found = read_report(tmp_path / "report.json")
+    assert [split.search for split in found.splits.values()] == [None, None]
+    assert (found.score, found.precision, found.exact, found.certify) == (
+        *("full", None),
+        *(False, False),
+    )
+    write_report(found, tmp_path)
+    assert found.to_json()["search"] == {"seen": None, "unseen": None}
+    page = (tmp_path / "report.html").read_text()
+    assert "precision: not known" in page and "certified" not in page
+    out = io.StringIO()
+    print_report(found, Console(file=out))
+    rows = [line.split() for line in out.getvalue().splitlines() if "gr_jax   " in line]
+    assert [row[-3:] for row in rows] == [["242.0", "-", "-"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "beam 20; scores: level; precision: bfloat16"),
+        ({"certify": True}, "beam 20, wider where the ranking was not certainly exact; scores"),
+        ({"exact": True}, "every document scored; scores: level"),
+    ],
+)
+def test_the_page_says_how_the_search_was_set(tmp_path, report, change, words):
+    write_report(dataclasses.replace(report, **change), tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert words in " ".join(page.text)
+
+
+def test_the_page_says_what_the_search_may_have_missed(tmp_path, report):
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    for heading, ours in [
+        ("certified", "0.964"),
+        ("beam recall", "0.999"),
+        ("certified", "0.937"),
+        ("beam recall", "-"),
+    ]:
+        assert f"<th>{heading}</th><td>{ours}</td><td>-</td>" in text
+    assert text.count(SEARCH_NOTE) == 2
 
 
 def shape(value):
@@ -163,9 +233,11 @@ def test_console_is_plain_text_where_there_is_no_terminal(report):
     assert "\x1b" not in text
     assert "…" not in text
     rows = [line.split() for line in text.splitlines() if "gr_jax   " in line or "BM25   " in line]
-    assert rows[0] == ["seen", "gr_jax", *["0.812"] * 5, "4.25", "242.0"]
-    assert rows[1] == ["BM25", *["0.780"] * 5, "0.31", "1.8"]
-    assert rows[3] == ["BM25", *["0.791"] * 5, "0.30", "1.8"]
+    assert rows[0] == ["seen", "gr_jax", *["0.812"] * 5, "4.25", "242.0", "0.964", "0.999"]
+    assert rows[1] == ["BM25", *["0.780"] * 5, "0.31", "1.8", "-", "-"]
+    assert rows[2][-2:] == ["0.937", "-"]
+    assert rows[3] == ["BM25", *["0.791"] * 5, "0.30", "1.8", "-", "-"]
+    assert SEARCH_NOTE in text.splitlines()
     for name, split in report.splits.items():
         assert verdict(name, split) in text.splitlines()
 
