@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from gr_jax import __version__
 from gr_jax.console import quiet_libraries
@@ -49,7 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("query", nargs="+")
     _model_dir(search)
     search.add_argument("--k", type=_positive(int), default=10, help="documents to return")
-    search.add_argument("--beam", type=_positive(int), default=20, help="width of the search")
+    _search_settings(search, beam=20)
+    search.add_argument(
+        "--only",
+        action="append",
+        metavar="DOC_ID",
+        help="search among these documents only; may be repeated",
+    )
     search.add_argument("--json", action="store_true", help="print JSON")
 
     evaluate = verbs.add_parser("eval", help="measure a trained index on your queries")
@@ -57,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--queries", required=True, help="queries.jsonl")
     evaluate.add_argument("--qrels", required=True, help="qrels.tsv")
     evaluate.add_argument("--run", required=True, help="TREC run file to write")
-    evaluate.add_argument("--beam", type=_positive(int), default=100)
+    _search_settings(evaluate, beam=100)
     evaluate.add_argument(
         "--exact", action="store_true", help="score every document instead of searching"
     )
@@ -67,6 +74,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _model_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_dir", default=_DEFAULT_MODEL_DIR, help="default: %(default)s")
+
+
+def _search_settings(parser: argparse.ArgumentParser, *, beam: int) -> None:
+    """Flags of a `SearchConfig`, which checks them: it is not imported for `--help`."""
+    parser.add_argument(
+        "--beam", type=_positive(int), default=beam, help="width of the search (%(default)s)"
+    )
+    parser.add_argument(
+        "--score",
+        help="what scores are relative to: full (all tokens), level (the codes of the level) or "
+        "children (the docids that there are)",
+    )
+    parser.add_argument(
+        "--precision",
+        help="float32, bfloat16, float16 or int8; default: what the model was trained in",
+    )
+    parser.add_argument(
+        "--certify", action="store_true", help="widen the beam until the answer is proven exact"
+    )
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings that have a default of their own, where the command line has none."""
+    return {n: getattr(args, n) for n in ("score", "precision") if getattr(args, n) is not None}
 
 
 def _positive(kind):
@@ -106,9 +137,15 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
-    from gr_jax.serving import Index
+    from gr_jax.serving import Index, SearchConfig
 
-    results = Index.load(args.model_dir).search(" ".join(args.query), k=args.k, beam=args.beam)
+    config = SearchConfig(beam=args.beam, exact=args.certify, **_given(args))
+    index = Index.load(args.model_dir)
+    found = index.find([" ".join(args.query)], k=args.k, config=config, only=args.only)
+    if args.certify and not found.exact.all():
+        widest = found.beam.max()
+        print(f"not proven exact: a beam of {widest} is still too narrow", file=sys.stderr)
+    (results,) = index.results(found)
     if args.json:
         print(json.dumps([result._asdict() for result in results], ensure_ascii=False))
         return 0
@@ -126,7 +163,7 @@ def _eval(args: argparse.Namespace) -> int:
         queries=args.queries,
         qrels=args.qrels,
         run=args.run,
-        config=EvalConfig(beam=args.beam, exact=args.exact),
+        config=EvalConfig(beam=args.beam, exact=args.exact, certify=args.certify, **_given(args)),
     )
     if args.json:
         print(json.dumps(figures))

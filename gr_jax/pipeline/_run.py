@@ -10,16 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gr_jax.corpus import Collection, read_queries
+from gr_jax.decoding import Score
 from gr_jax.docids import DocidAssigner
 from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, write_run
-from gr_jax.models import T5Config
+from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._evaluate import EvalConfig, evaluate
 from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, prepare
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
-from gr_jax.serving import Index, IndexSpec
+from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
 from gr_jax.training import Partitioner, Progress, TrainConfig, make_mesh, measure_steps
 from gr_jax.training import train as train_model
 
@@ -151,6 +152,9 @@ def infer(
     run: str | None = None,
     k: int = 10,
     beam: int = 20,
+    score: Score = DEFAULT_SCORE,
+    precision: Precision | None = None,
+    certify: bool = False,
     log: Log = lambda _: None,
 ) -> None:
     """Answers every query of a `queries.jsonl` and writes a TREC run.
@@ -161,6 +165,9 @@ def infer(
       run: the run file; by default `MODEL_DIR/runs/<name of the queries file>.infer.run`.
       k: documents per query.
       beam: width of the search.
+      score: see `EvalConfig`, as for the next two.
+      precision: of the model.
+      certify: search until the answers are certainly exact.
       log: told what was written.
 
     Raises:
@@ -168,11 +175,12 @@ def infer(
     """
     if queries is None:
         raise UserError('give the queries to answer: --gin.QUERIES=\\"queries.jsonl\\"')
+    config = SearchConfig(beam, score, precision, exact=certify)
     index = Index.load(model_dir)
     asked = list(read_queries(queries).values())
     if not asked:
         raise UserError(f"{queries}: holds no queries")
-    ranked = index.rank([query.text for query in asked], k=k, beam=beam)
+    ranked = index.rank([query.text for query in asked], k=k, config=config)
     name = Path(queries).name.removesuffix(".gz").removesuffix(".jsonl")
     output = Path(run) if run else Workspace(model_dir).runs / f"{name}.infer.run"
     write_run(output, {q.query_id: r for q, r in zip(asked, ranked, strict=True)}, "gr_jax")

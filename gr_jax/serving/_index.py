@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,12 +15,21 @@ import numpy as np
 
 from gr_jax.corpus import read_corpus
 from gr_jax.data import Tokenizer
-from gr_jax.decoding import BeamSearch, score_all
+from gr_jax.decoding import BeamSearch, SearchResult, Trie, score_all
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
-from gr_jax.models import T5Config, count_parameters
+from gr_jax.models import (
+    InferenceWeights,
+    Precision,
+    T5Config,
+    count_parameters,
+    prepare_inference,
+)
+from gr_jax.serving._config import SearchConfig
 from gr_jax.training import load_eval_parameters
+
+_ONE_QUERY = SearchConfig(beam=20)  # what a person who waits for ten documents wants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,63 +142,168 @@ class Index:
         """Number of scalars of the model."""
         return count_parameters(self.parameters)
 
-    @property
-    def nbytes(self) -> int:
+    def nbytes(self, precision: Precision | None = None) -> int:
         """Bytes of what answers queries: weights, trie and vocabulary."""
-        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.parameters))
-        return weights + self.searcher(1, 1).trie.nbytes + self.tokenizer.path.stat().st_size
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights(precision)))
+        return weights + self.trie.nbytes + self.tokenizer.path.stat().st_size
+
+    @functools.cached_property
+    def trie(self) -> Trie:
+        """The valid docids, on the device."""
+        return jax.device_put(Trie.from_docid_map(self.docid_map))
+
+    def weights(self, precision: Precision | None = None) -> InferenceWeights:
+        """The model, arranged for search; None for the precision that it was trained in."""
+        return self._weights(self.precision(precision))
+
+    def precision(self, precision: Precision | None = None) -> Precision:
+        """`precision`, or the one that the model was trained in."""
+        return precision or self.spec.model.dtype  # pyright: ignore[reportReturnType]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - an index lives as long as its process
+    def _weights(self, precision: Precision) -> InferenceWeights:
+        return prepare_inference(self.spec.model, self.parameters, precision)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - an index lives as long as its process
-    def searcher(self, beam: int, k: int, batch_size: int = 32) -> BeamSearch:
-        """The compiled search of one width."""
-        return BeamSearch(self.spec.model, self.docid_map, beam=beam, k=k, batch_size=batch_size)
+    def searcher(self, config: SearchConfig, k: int) -> BeamSearch:
+        """The search for `k` documents."""
+        return BeamSearch(
+            self.weights(config.precision),
+            self.trie,
+            beam=config.width(k),
+            k=k,
+            score=config.score,
+        )
 
     def tokens(self, queries: Sequence[str]) -> np.ndarray:
         """Queries as source tokens [n, input length]."""
         return self.tokenizer.encode(queries, self.spec.input_length)
 
-    def rank(self, queries: Sequence[str], *, k: int, beam: int) -> list[list[tuple[str, float]]]:
-        """Ranked (document, log-probability) lists, best first."""
-        result = self.searcher(max(beam, k), k).search(self.parameters, self.tokens(queries))
-        return [self._documents(rows, scores) for rows, scores in zip(*result[:2], strict=True)]
+    def find(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int,
+        config: SearchConfig,
+        only: Iterable[str] | None = None,
+    ) -> SearchResult:
+        """The best `k` documents for each query, as rows of `docid_map`.
 
-    def rank_exactly(self, queries: Sequence[str], *, k: int) -> list[list[tuple[str, float]]]:
-        """Like `rank`, by scoring every document of the corpus."""
-        scores = score_all(self.spec.model, self.parameters, self.docid_map, self.tokens(queries))
+        Args:
+          queries: what is asked.
+          k: documents per query.
+          config: how to search.
+          only: ids of the documents that may be returned; all if None. Under the score
+            `children`, log-probabilities are relative to these.
+
+        Raises:
+          UserError: `k` is below 1, or a document of `only` is not in the index.
+        """
+        if k < 1:
+            raise UserError(f"k is {k}: at least 1 document is needed")
+        return self.searcher(config, k).search(
+            self.tokens(queries),
+            subset=None if only is None else self.trie.subset(self._rows(only)),
+            exact=config.exact,
+            most_beam=config.most_beam,
+        )
+
+    def _rows(self, doc_ids: Iterable[str]) -> np.ndarray:
+        doc_ids = [doc_ids] if isinstance(doc_ids, str) else list(doc_ids)  # not its characters
+        unknown = [doc_id for doc_id in doc_ids if doc_id not in self.docid_map.index_of]
+        if unknown:
+            others = f" (nor {len(unknown) - 1:,} others of those given)" if unknown[1:] else ""
+            raise UserError(f"the document {unknown[0]!r} is not in the index{others}")
+        return np.asarray([self.docid_map.index_of[doc_id] for doc_id in doc_ids], np.int64)
+
+    def score_documents(self, queries: Sequence[str], config: SearchConfig) -> np.ndarray:
+        """Log-probabilities of every document, by row of `docid_map` [queries, documents]."""
+        weights = self.weights(config.precision)
+        return score_all(weights, self.docid_map, self.tokens(queries), config.score)
+
+    def find_exactly(self, queries: Sequence[str], *, k: int, config: SearchConfig) -> SearchResult:
+        """Like `find`, by scoring every document; the beams of `config` do not matter."""
+        documents = self.docid_map.sorted_order  # equal scores stay in this order, as in a search
+        scores = self.score_documents(queries, config)[:, documents]
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return [self._documents(rows, line[rows]) for rows, line in zip(order, scores, strict=True)]
+        return SearchResult(
+            rows=documents[order],
+            scores=np.take_along_axis(scores, order, axis=1),
+            exact=np.ones(len(scores), bool),
+            beam=np.full(len(scores), len(documents), np.int32),
+        )
 
-    def _documents(self, rows: np.ndarray, scores: np.ndarray) -> list[tuple[str, float]]:
+    def rank(
+        self, queries: Sequence[str], *, k: int, config: SearchConfig
+    ) -> list[list[tuple[str, float]]]:
+        """Ranked (document, log-probability) lists, best first; see `find`."""
+        return self.documents(self.find(queries, k=k, config=config))
+
+    def rank_exactly(
+        self, queries: Sequence[str], *, k: int, config: SearchConfig
+    ) -> list[list[tuple[str, float]]]:
+        """Like `rank`, by scoring every document of the corpus; see `find_exactly`."""
+        return self.documents(self.find_exactly(queries, k=k, config=config))
+
+    def documents(self, found: SearchResult) -> list[list[tuple[str, float]]]:
+        """What was found, as (document, log-probability) lists, best first."""
         return [
-            (self.docid_map.doc_ids[row], float(score))
-            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
-            if row >= 0
+            [
+                (self.docid_map.doc_ids[row], score)
+                for row, score in zip(rows, scores, strict=True)
+                if row >= 0
+            ]
+            for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
         ]
 
-    def search(self, query: str, *, k: int = 10, beam: int = 20) -> list[Result]:
-        """The best `k` documents for one query."""
+    def search(
+        self,
+        query: str,
+        *,
+        k: int = 10,
+        config: SearchConfig = _ONE_QUERY,
+        only: Iterable[str] | None = None,
+    ) -> list[Result]:
+        """The best `k` documents for one query; see `find`."""
+        return self.results(self.find([query], k=k, config=config, only=only))[0]
+
+    def results(self, found: SearchResult) -> list[list[Result]]:
+        """What was found, with titles and docids."""
         return [
-            Result(
-                rank=rank,
-                doc_id=doc_id,
-                title=self._titles.get(doc_id, ""),
-                score=score,
-                docid=self.docid_map.docid_string(self.docid_map.index_of[doc_id]),
-            )
-            for rank, (doc_id, score) in enumerate(self.rank([query], k=k, beam=beam)[0], 1)
+            [
+                Result(
+                    rank=rank,
+                    doc_id=doc_id,
+                    title=self._titles.get(doc_id, ""),
+                    score=score,
+                    docid=self.docid_map.docid_string(self.docid_map.index_of[doc_id]),
+                )
+                for rank, (doc_id, score) in enumerate(ranking, 1)
+            ]
+            for ranking in self.documents(found)
         ]
 
-    def latency(self, queries: Sequence[str], *, k: int, beam: int, most: int = 200) -> float:
+    def latency(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int,
+        config: SearchConfig,
+        exactly: bool = False,
+        most: int = 200,
+    ) -> float:
         """Milliseconds per query, one query at a time from text to documents: the median.
 
         Every query is answered once before it is timed, so that nothing is compiled in between.
+        `exactly` times `rank_exactly` instead of `rank`.
         """
+        rank = self.rank_exactly if exactly else self.rank
         queries = list(queries[:most])
         seconds = []
         for timed in (False, True):
             for query in queries:
                 start = time.perf_counter()
-                self.rank([query], k=k, beam=beam)
+                rank([query], k=k, config=config)
                 if timed:
                     seconds.append(time.perf_counter() - start)
         return float(np.median(seconds) * 1000) if seconds else 0.0

@@ -99,6 +99,84 @@ def test_eval_writes_a_run(model_dir, beir, tmp_path, capsys):
     exact = (tmp_path / "out.run").read_text()
     order = [[line.split()[2] for line in text.splitlines()] for text in (searched, exact)]
     assert order[0] == order[1]
+    assert figures["certified"] == 1.0  # the beam of 100 is wider than the corpus
+    settings = ["--beam=48", "--certify", "--score=children", "--precision=int8"]
+    assert main([*args[:-1], *settings]) == 0
+    assert re.search(r"certified +1\.0000", capsys.readouterr().out)
+    other = [float(line.split()[4]) for line in (tmp_path / "out.run").read_text().splitlines()]
+    assert other != [float(line.split()[4]) for line in exact.splitlines()]
+
+
+def test_search_among_some_documents(model_dir, capsys):
+    only = ["--only=sailing3", "--only=music5"]
+    assert main(["search", "--json", f"--model_dir={model_dir}", *only, "which", "soup"]) == 0
+    found = {r["doc_id"] for r in json.loads(capsys.readouterr().out)}
+    assert found == {"sailing3", "music5"}
+    line = error_of(capsys, "search", f"--model_dir={model_dir}", "--only=nowhere", "soup")
+    assert line == "error: the document 'nowhere' is not in the index"
+
+
+def test_search_settings_reach_the_search(model_dir, capsys):
+    def scores(*flags: str) -> list[float]:
+        assert main(["search", "--json", f"--model_dir={model_dir}", *flags, "soup"]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return [r["score"] for r in json.loads(captured.out)]
+
+    found = [scores("--beam=48", *flags) for flags in ((), ("--score=children",))]
+    found += [scores("--beam=48", "--precision=int8")]
+    assert found[0] != found[1] != found[2] != found[0]
+    # a beam of 10 misses some of the ten best that a wide one finds, unless it has to be certain
+    assert scores("--beam=10", "--certify") == pytest.approx(found[0], abs=1e-4)
+
+
+def test_an_answer_that_cannot_be_certified_is_told(model_dir, capsys, monkeypatch):
+    from gr_jax.decoding import BeamSearch
+
+    search = BeamSearch.search
+
+    def never_sure(*args, **settings):
+        found = search(*args, **settings)
+        return found._replace(exact=found.exact & False)
+
+    monkeypatch.setattr(BeamSearch, "search", never_sure)
+    for flags, told in [((), ""), (("--certify",), "not proven exact: a beam of ")]:
+        assert main(["search", f"--model_dir={model_dir}", "--k=2", *flags, "soup"]) == 0
+        captured = capsys.readouterr()
+        assert len(captured.out.splitlines()) == 2
+        assert captured.err.startswith(told) and bool(captured.err) == bool(told)
+
+
+def test_wrong_search_settings_are_one_line(model_dir, beir, tmp_path, capsys):
+    search = ["search", f"--model_dir={model_dir}", "soup"]
+    evaluate = [
+        "eval",
+        f"--model_dir={model_dir}",
+        f"--queries={beir / 'queries.jsonl'}",
+        f"--qrels={beir / 'qrels' / 'test.tsv'}",
+        f"--run={tmp_path / 'out.run'}",
+    ]
+    for verb in (search, evaluate):
+        line = error_of(capsys, *verb, "--score=best")
+        assert line == "error: score is 'best': choose one of full, level, children"
+        line = error_of(capsys, *verb, "--precision=half")
+        assert line.startswith("error: precision is 'half': choose one of float32, bfloat16")
+    assert "leave out certify" in error_of(capsys, *evaluate, "--exact", "--certify")
+    assert not (tmp_path / "out.run").exists()
+
+
+def test_help_names_every_score_and_precision(capsys):
+    from typing import get_args
+
+    from gr_jax.decoding import Score
+    from gr_jax.models import PRECISIONS
+
+    for verb in ("search", "eval"):
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        words = re.findall(r"\w+", capsys.readouterr().out)
+        assert {*get_args(Score), *PRECISIONS} <= set(words)
 
 
 def test_search_imports_no_tensorflow(model_dir):

@@ -10,7 +10,8 @@ import pytest
 from gr_jax import pipeline
 from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, evaluate_run, read_run
-from gr_jax.serving import Index
+from gr_jax.pipeline import _evaluate
+from gr_jax.serving import DEFAULT_SCORE, Index, SearchConfig
 from tests.conftest import write_beir
 from tests.pipeline.tiny import STEPS, settings
 
@@ -49,6 +50,10 @@ def test_report_has_the_promised_keys(trained):
     for split in report["splits"].values():
         assert set(split) == {"queries", "gr_jax", "bm25"}
         assert set(split["gr_jax"]) == set(split["bm25"]) == figures
+    # a beam as wide as the corpus leaves nothing out
+    assert report["search"] == {"test": {"certified": 1.0, "beam_recall": 1.0}}
+    assert (report["beam"], report["score"], report["precision"]) == (48, DEFAULT_SCORE, "float32")
+    assert (report["exact"], report["certify"]) == (False, False)
     assert (model_dir / "report.html").stat().st_size > 1000
 
 
@@ -116,8 +121,8 @@ def test_search_only_returns_documents(trained):
 def test_wide_search_equals_exact_scoring(trained):
     index = Index.load(trained[0])
     queries = ["which musicmark3 chord", "sailing tide"]
-    searched = index.rank(queries, k=48, beam=48)
-    exact = index.rank_exactly(queries, k=48)
+    searched = index.rank(queries, k=48, config=SearchConfig(beam=48))
+    exact = index.rank_exactly(queries, k=48, config=SearchConfig())
     for ours, theirs in zip(searched, exact, strict=True):
         assert [d for d, _ in ours] == [d for d, _ in theirs]
         assert [s for _, s in ours] == pytest.approx([s for _, s in theirs], abs=1e-4)
@@ -233,6 +238,143 @@ def test_own_queries(trained, beir, tmp_path):
     assert len((tmp_path / "own.run").read_text().splitlines()) == 48 * 48
 
 
+@pytest.fixture
+def evaluated(trained, beir, tmp_path, monkeypatch):
+    """Evaluates a copy of the trained directory with a few of its documents per query."""
+    monkeypatch.setattr(_evaluate, "_DEPTH", 12)
+    copy = tmp_path / "copy"
+    shutil.copytree(trained[0], copy)
+
+    def evaluate(again: bool = True, **settings):
+        report = pipeline.evaluate(
+            model_dir=str(copy),
+            corpus=str(beir),
+            config=pipeline.EvalConfig(**settings),
+            again=again,
+        )
+        return report, (copy / "runs" / "test.gr_jax.run").read_text()
+
+    return evaluate
+
+
+def test_a_report_tells_how_exact_its_search_was(evaluated, monkeypatch):
+    monkeypatch.setattr(_evaluate, "_DEPTH", 2)  # so narrow a beam is not sure of everything
+    narrow, _ = evaluated(beam=2)
+    certified, best = evaluated(beam=2, certify=True)
+    oracle, exact = evaluated(exact=True)
+    quality = [report.splits["test"].search for report in (narrow, certified, oracle)]
+    assert quality[0].certified < 1
+    assert quality[1].certified == 1
+    assert quality[1].beam_recall == pytest.approx(0.2)  # two of the ten best are asked for
+    assert (quality[2].certified, quality[2].beam_recall) == (1, 1)
+    documents = [[line.split()[2] for line in text.splitlines()] for text in (best, exact)]
+    assert documents[0] == documents[1]
+    told = [(r.beam, r.exact, r.certify) for r in (narrow, certified, oracle)]
+    assert told == [(2, False, False), (2, False, True), (100, True, False)]
+
+
+def test_a_search_that_misses_documents_is_told(evaluated, monkeypatch):
+    find = Index.find
+
+    def miss_the_best(index, *args, **settings):
+        found = find(index, *args, **settings)
+        rows = np.roll(found.rows, 1, axis=1)  # the twelfth comes first, the tenth eleventh
+        return found._replace(rows=rows, exact=np.arange(len(rows)) % 4 > 0)
+
+    monkeypatch.setattr(Index, "find", miss_the_best)
+    report, _ = evaluated(beam=48)
+    search = report.splits["test"].search
+    assert search.certified == 0.75
+    assert search.beam_recall == pytest.approx(0.9)
+
+
+def test_queries_of_the_whole_split_are_checked_as_long_as_that_is_quick(evaluated, monkeypatch):
+    asked = []
+    score_documents = Index.score_documents
+    monkeypatch.setattr(
+        Index,
+        "score_documents",
+        lambda index, queries, config: (
+            asked.append((list(queries), config)) or score_documents(index, queries, config)
+        ),
+    )
+    monkeypatch.setattr(_evaluate, "_MOST_CHECKED", 3)
+    own = {"beam": 48, "score": "level", "precision": "bfloat16"}
+    report, _ = evaluated(**own)
+    assert report.splits["test"].search.beam_recall is not None
+    ((queries, config),) = asked
+    assert len(queries) == 3
+    topics = [next(t for t in ("cooking", "astronomy", "music") if t in q) for q in queries]
+    assert topics[0] == "cooking" and topics[-1] == "music"
+    assert config == SearchConfig(**own)
+    monkeypatch.setattr(_evaluate, "_MOST_PAIRS", 3 * 48 - 1)
+    report, _ = evaluated(**own)
+    assert report.splits["test"].search.beam_recall is None
+    assert len(asked) == 1
+    assert (report.score, report.precision) == ("level", "bfloat16")
+
+
+def test_the_search_that_is_measured_is_the_one_that_is_timed(evaluated, monkeypatch):
+    timed = []
+    monkeypatch.setattr(
+        Index, "latency", lambda index, queries, **settings: timed.append(settings) or 1.0
+    )
+    evaluated(beam=9, score="level", precision="bfloat16", certify=True)
+    evaluated(exact=True)
+    config = SearchConfig(9, "level", "bfloat16", exact=True)
+    assert timed == [
+        {"k": 12, "config": config, "exactly": False},
+        {"k": 12, "config": SearchConfig(100), "exactly": True},
+    ]
+
+
+def test_other_settings_are_measured_again(evaluated, monkeypatch):
+    """The same ones are not; nor is a directory evaluated before there were such settings."""
+    evaluated(beam=48)
+    measured = []
+    run_of = _evaluate._run_of
+    monkeypatch.setattr(
+        _evaluate, "_run_of", lambda *args: measured.append(len(args)) or run_of(*args)
+    )
+    first, _ = evaluated(again=False, beam=48)
+    assert measured == [] and first.splits["test"].search is not None
+    for number, other in enumerate(
+        [{"score": "level"}, {"precision": "bfloat16"}, {"certify": True}, {"exact": True}], 1
+    ):
+        evaluated(again=False, beam=48, **other)
+        assert len(measured) == number, other
+
+
+def test_a_report_of_before_is_measured_again(trained, beir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained[0], copy)
+    report = json.loads((copy / "report.json").read_text())
+    for key in ("search", "score", "precision", "exact", "certify"):
+        del report[key]
+    (copy / "report.json").write_text(json.dumps(report))
+    stages = json.loads((copy / "stages.json").read_text())
+    stages["evaluation"]["config"] = {"beam": 48, "exact": False}
+    (copy / "stages.json").write_text(json.dumps(stages))
+    again = pipeline.evaluate(
+        model_dir=str(copy), corpus=str(beir), config=pipeline.EvalConfig(beam=48), again=False
+    )
+    assert again.splits["test"].search == trained[1].splits["test"].search
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beam": 0}, "beam is 0"),
+        ({"score": "best"}, "score is 'best': choose one of full"),
+        ({"precision": "half"}, "precision is 'half': choose one of float32"),
+        ({"exact": True, "certify": True}, "leave out certify, or exact"),
+    ],
+)
+def test_wrong_settings_of_an_evaluation_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.EvalConfig(**settings)
+
+
 def test_infer(trained, beir, tmp_path):
     lines = []
     pipeline.infer(
@@ -244,6 +386,25 @@ def test_infer(trained, beir, tmp_path):
     )
     assert len((tmp_path / "all.run").read_text().splitlines()) == 3 * (24 + 48)
     assert "72 queries" in lines[0]
+    own = {"score": "level", "precision": "bfloat16", "certify": True}
+    pipeline.infer(
+        model_dir=str(trained[0]),
+        queries=str(beir / "queries.jsonl"),
+        run=str(tmp_path / "own.run"),
+        k=3,
+        beam=5,
+        **own,
+    )
+    index, config = Index.load(trained[0]), SearchConfig(5, "level", "bfloat16", exact=True)
+    asked = [json.loads(line) for line in (beir / "queries.jsonl").read_text().splitlines()]
+    ranked = index.rank([record["text"] for record in asked], k=3, config=config)
+    found = read_run(tmp_path / "own.run")
+    assert found == {
+        record["_id"]: [(doc_id, pytest.approx(score, abs=1e-5)) for doc_id, score in ranking]
+        for record, ranking in zip(asked, ranked, strict=True)
+    }
+    with pytest.raises(UserError, match="beam is 0"):
+        pipeline.infer(model_dir=str(trained[0]), queries="x.jsonl", beam=0)
     with pytest.raises(UserError, match=r"--gin\.QUERIES"):
         pipeline.infer(model_dir=str(trained[0]))
 

@@ -1,0 +1,213 @@
+"""An index of random weights: its search beside scoring every document."""
+
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gr_jax.corpus import read_corpus
+from gr_jax.data import Tokenizer, train_tokenizer
+from gr_jax.decoding import SearchResult, Trie
+from gr_jax.docids import DocidMap
+from gr_jax.errors import UserError
+from gr_jax.models import T5Config, init_parameters
+from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
+
+QUERIES = ["which musicmark3 chord", "sailing tide", "soup", "comet orbit telescope", "", "deck"]
+LEVELS = (6, 4, 4)
+WIDE = SearchConfig(beam=48)
+NARROW = SearchConfig(beam=2)
+
+
+def make_index(beir: Path, folder: Path, scale: float = 2.0) -> Index:
+    corpus = read_corpus(beir / "corpus.jsonl")
+    vocabulary = folder / "sentencepiece.model"
+    train_tokenizer((d.text for d in corpus.documents), vocabulary, vocab_size=200)
+    tokenizer = Tokenizer(vocabulary, words_only=True)
+    rng = np.random.default_rng(0)
+    chosen = rng.choice(int(np.prod(LEVELS)), len(corpus), replace=False)
+    codes = np.stack(np.unravel_index(chosen, LEVELS), axis=1).astype(np.int32)
+    docid_map = DocidMap(tuple(d.doc_id for d in corpus.documents), codes, LEVELS)
+    model = T5Config(
+        vocab_size=tokenizer.vocab_size,
+        target_vocab_size=docid_map.vocabulary.size,
+        emb_dim=32,
+        num_heads=2,
+        head_dim=16,
+        mlp_dim=64,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        dtype="float32",
+    )
+    # larger weights than a fresh model's: scores that are far apart
+    parameters = jax.tree.map(lambda x: x * scale, init_parameters(model, jax.random.key(0)))
+    spec = IndexSpec(model, docid_map.fingerprint, True, 32, 0, "")
+    return Index(spec, docid_map, tokenizer, parameters, 0, beir / "corpus.jsonl")
+
+
+@pytest.fixture(scope="module")
+def index(beir, tmp_path_factory) -> Index:
+    return make_index(beir, tmp_path_factory.mktemp("index"))
+
+
+def names(ranked):
+    return [[doc_id for doc_id, _ in ranking] for ranking in ranked]
+
+
+def scores(ranked):
+    return np.asarray([[score for _, score in ranking] for ranking in ranked])
+
+
+def test_the_defaults():
+    assert SearchConfig() == SearchConfig(100, DEFAULT_SCORE, None, False, 1024)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beam": 0}, "beam is 0: a whole number of at least 1"),
+        ({"beam": 2.5}, r"beam is 2\.5: a whole number"),
+        ({"most_beam": -1}, "most_beam is -1: a whole number"),
+        ({"score": "best"}, "score is 'best': choose one of full, level, children"),
+        (
+            {"precision": "float8"},
+            "precision is 'float8': choose one of float32, bfloat16, float16, int8, or None",
+        ),
+    ],
+)
+def test_other_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        SearchConfig(**settings)
+
+
+def test_a_wide_search_ranks_as_scoring_everything_does(index):
+    """Score and precision reach the model, in the search and in the oracle."""
+    found = {}
+    for settings in ({}, {"score": "level"}, {"score": "children"}, {"precision": "bfloat16"}):
+        config = dataclasses.replace(WIDE, **settings)
+        searched = index.rank(QUERIES, k=48, config=config)
+        exact = index.rank_exactly(QUERIES, k=48, config=config)
+        if "precision" not in settings:  # coarse sums depend on their order
+            assert names(searched) == names(exact)
+            np.testing.assert_allclose(scores(searched), scores(exact), rtol=1e-4)
+        for rank, ranked in (("search", searched), ("oracle", exact)):
+            assert not any(np.allclose(scores(ranked), x) for x in found.get(rank, []))
+            found.setdefault(rank, []).append(scores(ranked))
+
+
+def test_equal_scores_are_in_the_order_of_docids(beir, tmp_path):
+    """Of a model that knows nothing, in a search and in scoring everything alike."""
+    index = make_index(beir, tmp_path, scale=0.0)
+    by_docid = [index.docid_map.doc_ids[row] for row in index.docid_map.sorted_order]
+    assert by_docid != list(index.docid_map.doc_ids)
+    for rank in (index.rank, index.rank_exactly):
+        assert names(rank(QUERIES[:1], k=48, config=WIDE)) == [by_docid]
+
+
+@pytest.mark.parametrize("score", ["full", "children"])
+def test_only_some_documents(index, score):
+    """A search of a subset is the oracle's ranking without the other documents."""
+    config = dataclasses.replace(WIDE, score=score)
+    only = [doc_id for doc_id in index.docid_map.doc_ids if doc_id.startswith("music")]
+    corpus = index
+    if score == "children":  # relative to what may be returned
+        others = [doc_id for doc_id in index.docid_map.doc_ids if doc_id not in only]
+        corpus = copy.copy(index)
+        corpus.docid_map = index.docid_map.without(others)
+    everything = corpus.rank_exactly(QUERIES, k=48, config=config)
+    found = index.documents(index.find(QUERIES, k=10, config=config, only=iter(only)))
+    for ours, ranking in zip(found, everything, strict=True):
+        kept = [(doc_id, s) for doc_id, s in ranking if doc_id in only][:10]
+        assert [d for d, _ in ours] == [d for d, _ in kept]
+        assert [s for _, s in ours] == pytest.approx([s for _, s in kept], rel=1e-3)
+    results = index.search(QUERIES[0], k=5, config=config, only=only)
+    assert [r.doc_id for r in results] == [d for d, _ in found[0]][:5]
+    assert [r.rank for r in results] == [1, 2, 3, 4, 5]
+    assert all(r.title.startswith("music") for r in results)
+
+
+def test_a_subset_of_one_and_of_none(index):
+    assert [r.doc_id for r in index.search("tide", only=["music3"])] == ["music3"]
+    assert [r.doc_id for r in index.search("tide", only="music3")] == ["music3"]
+    assert index.search("tide", only=[]) == []
+
+
+def test_unknown_documents_of_a_subset_are_named(index):
+    with pytest.raises(UserError, match=r"document 'nowhere' is not in the index$"):
+        index.search("tide", only=["music3", "nowhere"])
+    with pytest.raises(UserError, match=r"'a' is not in the index \(nor 2 others of those given\)"):
+        index.search("tide", only=["a", "music3", "b", "c"])
+
+
+def test_certified_answers_are_the_best_of_all(index):
+    everything = index.rank_exactly(QUERIES, k=2, config=NARROW)
+    narrow = index.find(QUERIES, k=2, config=NARROW)
+    assert not narrow.exact.all()
+    assert names(index.documents(narrow)) != names(everything)
+    certified = index.find(QUERIES, k=2, config=dataclasses.replace(NARROW, exact=True))
+    assert certified.exact.all()
+    assert names(index.documents(certified)) == names(everything)
+    assert certified.beam.max() > narrow.beam.max() == 2
+    limited = dataclasses.replace(NARROW, exact=True, most_beam=3)
+    assert not index.find(QUERIES, k=2, config=limited).exact.all()
+
+
+def test_the_oracle_is_exact(index):
+    found = index.find_exactly(QUERIES, k=3, config=NARROW)
+    assert found.exact.all() and found.rows.shape == found.scores.shape == (len(QUERIES), 3)
+    assert (found.beam == 48).all()
+
+
+def test_a_search_is_as_wide_as_what_it_returns(index):
+    assert len(index.rank(QUERIES[:1], k=30, config=NARROW)[0]) == 30
+    assert NARROW.width(30) == 30 and NARROW.width(1) == 2
+
+
+def test_no_documents_asked_for(index):
+    with pytest.raises(UserError, match="k is 0"):
+        index.search("tide", k=0)
+
+
+def test_weights_are_prepared_once(index):
+    assert index.precision() == "float32" and index.precision("int8") == "int8"
+    assert index.weights() is index.weights("float32")
+    assert index.weights("int8") is index.weights("int8")
+    searches = [index.searcher(config, 2) for config in (WIDE, NARROW)]
+    assert searches[0].weights is searches[1].weights
+    assert (
+        index.nbytes("int8") < index.nbytes("bfloat16") < index.nbytes() == index.nbytes("float32")
+    )
+
+
+def test_all_searches_share_one_trie(beir, tmp_path, monkeypatch):
+    index, made = make_index(beir, tmp_path), []
+    from_docid_map = Trie.from_docid_map
+    monkeypatch.setattr(
+        Trie, "from_docid_map", lambda docid_map: made.append(1) or from_docid_map(docid_map)
+    )
+    for config in (WIDE, NARROW, dataclasses.replace(NARROW, precision="bfloat16")):
+        index.search("tide", config=config)
+    index.search("tide", only=["music3"])
+    assert index.nbytes() > 0 and len(made) == 1
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+def test_latency_is_that_of_the_search(index, monkeypatch, exactly):
+    """One query at a time, each answered once before it is timed, with the same settings."""
+    asked: list[tuple[str, list[str], int, SearchConfig]] = []
+
+    def watched(name: str, find, queries, *, k, config, **rest) -> SearchResult:
+        asked.append((name, list(queries), k, config))
+        return find(queries, k=k, config=config, **rest)
+
+    for name in ("find", "find_exactly"):
+        monkeypatch.setattr(index, name, functools.partial(watched, name, getattr(index, name)))
+    config = SearchConfig(beam=7, score="level", precision="bfloat16", exact=True)
+    assert index.latency(QUERIES, k=5, config=config, exactly=exactly, most=3) > 0
+    name = "find_exactly" if exactly else "find"
+    assert asked == [(name, [query], 5, config) for query in QUERIES[:3] * 2]
+    assert index.latency([], k=5, config=config) == 0.0
