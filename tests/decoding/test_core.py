@@ -145,18 +145,10 @@ def test_a_subset_is_searched_like_a_trie_of_its_own(score, prefix_free, data):
     trie = Trie.from_docid_map(docid_map).pad(shape)
     flags = st.lists(st.booleans(), min_size=len(docids), max_size=len(docids))
     masks = [np.array(data.draw(flags)) for _ in range(2)] + [np.zeros(len(docids), bool)]
-    subset = Subset.stack([trie.subset(mask) for mask in masks])
-    full = Subset(  # to compile few programs
-        subset.allowed,
-        np.pad(subset.select, ((0, 0), (0, MOST - subset.select.shape[1]))),
-        subset.first_document,
-        np.pad(
-            subset.documents, ((0, 0), (0, MOST - subset.documents.shape[1])), constant_values=-1
-        ),
-    )
+    subset = Subset.stack([trie.subset(mask, capacity=MOST) for mask in masks])
     seeds = np.arange(3, dtype=np.uint32)
     rows, scores, exact = subset_search(
-        trie, seeds, full, np.array([0, 1, 2], np.int32), beam=2, k=K, score=score
+        trie, seeds, subset, np.array([0, 1, 2], np.int32), beam=2, k=K, score=score
     )
     assert (np.asarray(rows[2]) == -1).all() and exact[2], "an empty subset has no answer"
     for q, mask in enumerate(masks[:2]):

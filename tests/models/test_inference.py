@@ -14,6 +14,7 @@ from gr_jax.models import (
     output_logits,
     prepare_inference,
 )
+from gr_jax.models._inference import Quantized
 from tests.models.conftest import (
     T5_1_1,
     jit_logits,
@@ -65,7 +66,7 @@ def decode(weights, blocks, form):
             steps = np.zeros(BEAMS * step, int)
             steps[place] = np.tile(np.arange(step), BEAMS)
             past = Past(slots, jnp.asarray(ancestry), steps if form == "masked" else None)
-        block = inputs[:, :, step : step + size]
+        block = jnp.asarray(inputs[:, :, step : step + size])
         hidden, new = decode_block(weights, block, step, cross, past)
         found.append(output_logits(weights, hidden))
         kept = (
@@ -113,6 +114,7 @@ def test_low_precision_stays_near_float32(precision):
 def test_int8_is_exact_for_integers_times_a_scale():
     weights = prepare_inference(T5_1_1, parameters_of(T5_1_1), "int8")
     head = weights.head
+    assert isinstance(head, Quantized)
     again = np.round(
         np.asarray(head.values * head.scale[:, None]) / np.asarray(head.scale)[:, None]
     )

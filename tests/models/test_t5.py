@@ -23,6 +23,9 @@ from tests.models.conftest import (
 )
 
 
+LENGTHS = {"source_length": 22, "target_length": 6}
+
+
 def in_float64(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
