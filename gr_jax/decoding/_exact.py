@@ -61,7 +61,7 @@ def _step(
     history = None
     if past is not None:
         # [batch, prefixes before, step, ...] -> [batch, prefixes, step, ...]
-        past = jax.tree.map(lambda x: x[:, parents], past)
+        past = tuple(x[:, parents] for x in past)
         slots = [x.reshape(batch, prefixes * step, *x.shape[3:]) for x in past]
         own = jnp.arange(prefixes * step).reshape(prefixes, step)
         history = Past(slots, jnp.broadcast_to(own, (batch, prefixes, step)))

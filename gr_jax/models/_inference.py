@@ -147,8 +147,8 @@ def prepare_inference(
     Args:
       config: the model.
       parameters: its float32 parameters.
-      precision: of weights and activations. `int8` keeps the decoder's matrices as 8-bit integers
-        with a scale per column; activations and the encoder are bfloat16 then. None takes
+      precision: of weights and activations. `int8` keeps all matrices as 8-bit integers with a
+        scale per output; token tables and activations are bfloat16 then. None takes
         `config.dtype`. Norms, softmax and scores are float32 always.
 
     Raises:
@@ -166,23 +166,22 @@ def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) 
     dtype = "bfloat16" if precision == "int8" else precision
     config = dataclasses.replace(config, dtype=dtype)
 
-    def weight(*kernels: Array) -> Weight:
-        """[inputs, outputs] each -> [len(kernels), outputs, inputs], or without the first axis."""
-        w = jnp.stack([k.T for k in kernels]) if len(kernels) > 1 else kernels[0].T
+    def weight(kernel: Array) -> Weight:
+        """[..., inputs, outputs] -> [..., outputs, inputs]."""
+        w = jnp.swapaxes(kernel, -1, -2)
         return _quantize(w) if precision == "int8" else w.astype(dtype)
 
-    def kernels(module: dict[str, Any], *names: str) -> list[Array]:
-        return [module[name]["kernel"] for name in names]
+    def kernels(module: dict[str, Any], *names: str) -> Array:
+        """[len(names), inputs, outputs]."""
+        return jnp.stack([module[name]["kernel"] for name in names])
 
     def own(module: dict[str, Any], norm: dict[str, Any]) -> SelfAttention:
-        qkv = weight(*kernels(module, "query", "key", "value"))
+        qkv = weight(kernels(module, "query", "key", "value"))
         return SelfAttention(norm["scale"], qkv, weight(module["out"]["kernel"]))
 
     def mlp(layer: dict[str, Any]) -> FeedForward:
         module = layer["mlp"]
-        names = sorted(name for name in module if name.startswith("wi"))
-        wi = [k.T for k in kernels(module, *names)]
-        wi = _quantize(jnp.stack(wi)) if precision == "int8" else jnp.stack(wi).astype(dtype)
+        wi = weight(kernels(module, *sorted(name for name in module if name.startswith("wi"))))
         return FeedForward(layer["pre_mlp_layer_norm"]["scale"], wi, weight(module["wo"]["kernel"]))
 
     def stack(name: str, table: Array, layers: list[Any]) -> Stack:
@@ -203,13 +202,15 @@ def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) 
     for i in range(config.num_decoder_layers):
         layer = parameters["decoder"][f"layers_{i}"]
         other = layer["encoder_decoder_attention"]
-        cross += kernels(other, "key", "value")
-        query, out = (weight(kernel) for kernel in kernels(other, "query", "out"))
-        norm = layer["pre_cross_attention_layer_norm"]["scale"]
+        cross.append(kernels(other, "key", "value"))
         decoder.append(
             DecoderLayer(
                 own(layer["self_attention"], layer["pre_self_attention_layer_norm"]),
-                CrossAttention(norm, query, out),
+                CrossAttention(
+                    layer["pre_cross_attention_layer_norm"]["scale"],
+                    weight(other["query"]["kernel"]),
+                    weight(other["out"]["kernel"]),
+                ),
                 mlp(layer),
             )
         )
@@ -223,7 +224,7 @@ def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) 
     return InferenceWeights(
         config=config,
         encoder=stack("encoder", source, encoder),
-        cross=weight(*cross) if cross else jnp.zeros((0,), dtype),
+        cross=weight(jnp.concatenate(cross)) if cross else jnp.zeros((0,), dtype),
         decoder=stack("decoder", target, decoder),
         head=weight(head),
     )
@@ -239,18 +240,20 @@ def _matmul(x: Float[Array, "*b i"], w: Weight, dtype: Any = None) -> Float[Arra
     """The product over the last axes of both, in `dtype` (that of `x` if None)."""
     dtype = dtype or x.dtype
     values = w.values.astype(x.dtype) if isinstance(w, Quantized) else w
-    outputs = values.shape[:-1]
-    rows, columns = x.reshape(-1, x.shape[-1]), values.reshape(-1, x.shape[-1])
-    contract = (((1,), (1,)), ((), ()))
+    # the outputs keep their axes: made one, those of a mesh's devices would not lie side by side
+    rows, last = x.reshape(-1, x.shape[-1]), values.ndim - 1
 
-    def right(rows, columns):
-        return jax.lax.dot_general(rows, columns, contract, preferred_element_type=dtype)
+    def right(rows, values):
+        contract = (((1,), (last,)), ((), ()))
+        return jax.lax.dot_general(rows, values, contract, preferred_element_type=dtype)
 
-    def left(rows, columns):
-        return jax.lax.dot_general(columns, rows, contract, preferred_element_type=dtype).T
+    def left(rows, values):
+        contract = (((last,), (1,)), ((), ()))
+        y = jax.lax.dot_general(values, rows, contract, preferred_element_type=dtype)
+        return jnp.moveaxis(y, -1, 0)
 
-    def eight(rows, columns):
-        return right(jnp.broadcast_to(rows, (8, rows.shape[1])), columns)[:1]
+    def eight(rows, values):
+        return right(jnp.broadcast_to(rows, (8, rows.shape[1])), values)[:1]
 
     on_cpu = right
     if len(rows) == 1:
@@ -258,8 +261,8 @@ def _matmul(x: Float[Array, "*b i"], w: Weight, dtype: Any = None) -> Float[Arra
         on_cpu = eight if rows.dtype == jnp.bfloat16 else right
     elif len(rows) <= _FEW_ROWS:
         on_cpu = left
-    y = jax.lax.platform_dependent(rows, columns, cpu=on_cpu, default=right)
-    y = y.reshape(*x.shape[:-1], *outputs)
+    y = jax.lax.platform_dependent(rows, values, cpu=on_cpu, default=right)
+    y = y.reshape(*x.shape[:-1], *values.shape[:-1])
     return y * w.scale.astype(dtype) if isinstance(w, Quantized) else y
 
 
