@@ -11,7 +11,7 @@ _DEPTH = 10  # of a ranking, what people see of it
 SEARCH_NOTE = (
     "certified: the share of queries whose ranking is proven to be the best of all documents, in "
     "order; beam recall: the share of the ten best documents, known from scoring every one, that "
-    "the search finds (- where that was not measured)."
+    "the search finds (- where that was not measured; a little below 1 may be rounding only)."
 )
 """The figures of `SearchQuality` for people."""
 
@@ -21,8 +21,9 @@ class SearchQuality:
     """How near the search of a split came to scoring every document.
 
     Attributes:
-        certified: The share of queries whose ranking is certainly exact.
-        beam_recall: See the function of that name; None where it was not measured.
+        certified: The share of queries whose ranking is certainly exact, by the search's own sums.
+        beam_recall: See the function of that name; None where it was not measured. In bfloat16,
+            adding up in another order moves scores by a tenth: it may be .998 of an exact search.
     """
 
     certified: float
