@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class LossSums(NamedTuple):
@@ -29,6 +29,7 @@ def cross_entropy_loss(
     logits: Float[Array, "b t v"],
     targets: Int[Array, "b t"],
     *,
+    allowed: Bool[Array, "b t v"] | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> LossSums:
@@ -36,18 +37,34 @@ def cross_entropy_loss(
 
     The smoothed loss is shifted by the entropy of the smoothed target, as in t5x, so that a perfect
     prediction costs 0.
+
+    Args:
+      logits: of each target.
+      targets: tokens.
+      allowed: the tokens that exist for each target, the target (but not padding) among them and
+        never none: all sums and the best prediction are over these. None allows all.
+      label_smoothing: mass spread over the other tokens.
+      z_loss: weight of log(Z)^2.
     """
-    vocab = logits.shape[-1]
     weights = (targets > 0).astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
+    log_z = jax.nn.logsumexp(logits, axis=-1, where=allowed)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if label_smoothing:
-        high, low = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
-        loss = log_z - (high - low) * picked - low * logits.sum(-1)
-        loss += high * jnp.log(high) + (vocab - 1) * low * jnp.log(low + 1e-20)
+        high, low, others = 1.0 - label_smoothing, label_smoothing, logits.shape[-1] - 1
+        if allowed is None:
+            low /= others
+        else:
+            # where the target is the only token, there is nothing to spread the mass over
+            others = allowed.sum(axis=-1) - 1
+            high = jnp.where(others > 0, high, 1.0)
+            low = jnp.where(others > 0, low / jnp.maximum(others, 1), 0.0)
+        loss = log_z - (high - low) * picked - low * logits.sum(axis=-1, where=allowed)
+        loss += high * jnp.log(high) + others * low * jnp.log(low + 1e-20)
     else:
         loss = log_z - picked
     regulariser = z_loss * jnp.square(log_z)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
     correct = logits.argmax(-1) == targets
     return LossSums(
         loss=((loss + regulariser) * weights).sum(),

@@ -99,6 +99,7 @@ def train(
             workspace.path,
             total_steps=total_steps,
             docid_fingerprint=prepared.docid_map.fingerprint,
+            docid_map=prepared.docid_map,
             progress=progress,
         )
     finally:
@@ -232,6 +233,7 @@ def _total_steps(
         config,
         prepared.batches(row_multiple=_row_multiple(partitioner), seed=trainer.seed),
         partitioner,
+        prepared.docid_map,
     )
     steps = max(round(trainer.minutes * 60 / seconds), 1)
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")

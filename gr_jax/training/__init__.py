@@ -10,9 +10,11 @@ from gr_jax.training._partitioning import (
     make_mesh,
     write_model_info,
 )
+from gr_jax.training._restriction import SOFTMAXES, Softmax
 from gr_jax.training._step import StepMetrics, TrainState, init_state, train_step
 
 __all__ = [
+    "SOFTMAXES",
     "STANDARD_RULES",
     "Checkpoints",
     "Interrupted",
@@ -22,6 +24,7 @@ __all__ = [
     "Progress",
     "RunIdentity",
     "Schedule",
+    "Softmax",
     "StepMetrics",
     "TrainConfig",
     "TrainState",

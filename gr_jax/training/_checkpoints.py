@@ -16,6 +16,9 @@ import orbax.checkpoint as ocp
 from gr_jax.errors import UserError
 from gr_jax.files import disk_errors
 
+# settings that are younger than some checkpoints, with what those were made with
+_YOUNGER = {"softmax": "full"}
+
 
 @dataclasses.dataclass(frozen=True)
 class RunIdentity:
@@ -105,6 +108,8 @@ class Checkpoints:
         saved = self.identity(step)
         for field in dataclasses.fields(RunIdentity):
             ours, theirs = getattr(identity, field.name), getattr(saved, field.name)
+            if field.name == "training":
+                ours, theirs = _YOUNGER | json.loads(ours), _YOUNGER | json.loads(theirs)
             if ours != theirs:
                 raise UserError(
                     f"{path}: made with {_difference(field.name, theirs, ours)}; "

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr_jax.data import Batches
+from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity
 from gr_jax.training._metrics import MetricsWriter
 from gr_jax.training._optimizer import Optimizer, Schedule
 from gr_jax.training._partitioning import Partitioner, write_model_info
+from gr_jax.training._restriction import SOFTMAXES, Softmax, make_restriction
 from gr_jax.training._step import TrainState, abstract_state, init_state, train_step
 
 
@@ -48,7 +50,10 @@ class TrainConfig:
       minutes: training time to aim for when `steps` is None: a few steps are timed first.
       schedule: of the learning rate.
       optimizer: how gradients become steps.
-      label_smoothing: mass spread over the target vocabulary.
+      softmax: what the softmax is over: the whole target vocabulary (`full`), the codes of the
+        level (`level`) or the tokens that continue the prefix of some docid (`children`). A model
+        is best searched with the score of the same name.
+      label_smoothing: mass spread over the tokens that the softmax is over.
       z_loss: weight of log(Z)^2.
       ema_decay: of the parameter average that is decoded with; 0 for none.
       save_period: steps between checkpoints.
@@ -62,6 +67,7 @@ class TrainConfig:
     minutes: float | None = None
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    softmax: Softmax = "full"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     ema_decay: float = 0.0
@@ -78,6 +84,10 @@ class TrainConfig:
                 raise UserError(f"TrainConfig.{name} is {value}: at least 1 is needed")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"TrainConfig.minutes is {self.minutes}: a positive number is needed")
+        if self.softmax not in SOFTMAXES:
+            raise UserError(
+                f"TrainConfig.softmax is {self.softmax!r}: choose one of {', '.join(SOFTMAXES)}"
+            )
         if not 0 <= self.seed < 2**31:
             raise UserError(f"TrainConfig.seed is {self.seed}: 0 to 2**31 - 1 will do")
 
@@ -91,11 +101,13 @@ def train(
     *,
     total_steps: int,
     docid_fingerprint: str,
+    docid_map: DocidMap | None = None,
     progress: Progress | None = None,
 ) -> TrainState:
     """Trains to `total_steps`, from the newest checkpoint in `model_dir` if there is one.
 
-    The result does not depend on where or how often the run was interrupted.
+    The result does not depend on where or how often the run was interrupted. Any softmax but `full`
+    needs the `docid_map`.
 
     Returns:
       The final state, also saved as `checkpoint_<total_steps>`.
@@ -124,7 +136,7 @@ def train(
         write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
         first = int(state.step)
         metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
-        run_step = step_function(config, model, optimizer, partitioner)
+        run_step = step_function(config, model, optimizer, partitioner, docid_map)
         reporter = _Reporter(config, metrics, total_steps, progress)
         try:
             with _stop_signals() as stopped:
@@ -149,7 +161,7 @@ def train(
 def _what_decides(config: TrainConfig, batches: Batches) -> str:
     """The settings, beside model and seed, that the trained parameters depend on, as JSON."""
     settings = dataclasses.asdict(config)
-    kept = ("schedule", "optimizer", "label_smoothing", "z_loss", "ema_decay")
+    kept = ("schedule", "optimizer", "softmax", "label_smoothing", "z_loss", "ema_decay")
     return json.dumps(
         {name: settings[name] for name in kept} | {"batch_size": batches.batch_size},
         sort_keys=True,
@@ -157,10 +169,17 @@ def _what_decides(config: TrainConfig, batches: Batches) -> str:
 
 
 def step_function(
-    config: TrainConfig, model: T5Config, optimizer: Any, partitioner: Partitioner
+    config: TrainConfig,
+    model: T5Config,
+    optimizer: Any,
+    partitioner: Partitioner,
+    docid_map: DocidMap | None = None,
 ) -> Callable[[TrainState, dict[str, np.ndarray], float], tuple[TrainState, Any]]:
     """`train_step` with all but state, batch and learning rate filled in."""
     dropout_key = jax.device_put(jax.random.key(config.seed + 1), partitioner.replicated)
+    restriction = jax.device_put(
+        make_restriction(config.softmax, docid_map), partitioner.replicated
+    )
 
     def run(state: TrainState, arrays: dict[str, np.ndarray], rate: float):
         with jax.set_mesh(partitioner.mesh):
@@ -169,6 +188,7 @@ def step_function(
                 partitioner.put_batch(arrays),
                 np.float32(rate),
                 dropout_key,
+                restriction,
                 config=model,
                 optimizer=optimizer,
                 rules=partitioner.rules,
@@ -185,13 +205,14 @@ def measure_steps(
     model: T5Config,
     batches: Batches,
     partitioner: Partitioner,
+    docid_map: DocidMap | None = None,
     *,
     timed: int = 12,
 ) -> float:
     """Seconds per step: the median of `timed` steps of a throw-away state, after compiling."""
     optimizer = config.optimizer.make()
     state = init_state(model, optimizer, partitioner, seed=0, ema=config.ema_decay > 0)
-    run_step = step_function(config, model, optimizer, partitioner)
+    run_step = step_function(config, model, optimizer, partitioner, docid_map)
     seconds = []
     for step in range(timed + 4):
         start = time.perf_counter()

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.models import T5Config, cross_entropy_loss, decode_train, init_parameters
 from gr_jax.training._partitioning import Partitioner
+from gr_jax.training._restriction import Restriction
 
 
 class TrainState(NamedTuple):
@@ -145,6 +146,7 @@ def train_step(
     batch: dict[str, Int[Array, "rows _"]],
     learning_rate: Float[Array, ""],
     dropout_key: Array,
+    restriction: Restriction | None = None,
     *,
     config: T5Config,
     optimizer: optax.GradientTransformation,
@@ -160,10 +162,11 @@ def train_step(
       batch: see `gr_jax.data.PackedBatch.arrays`.
       learning_rate: of this step.
       dropout_key: of the run; the step is folded in.
+      restriction: the tokens that the softmax is over; None for the whole target vocabulary.
       config: the model.
       optimizer: gives updates for a learning rate of 1; see `Optimizer.make`.
       rules: logical axis rules of the partitioner.
-      label_smoothing: mass spread over the target vocabulary.
+      label_smoothing: mass spread over the tokens that the softmax is over.
       z_loss: weight of log(Z)^2.
       ema_decay: of the parameter average, if the state has one.
 
@@ -175,9 +178,14 @@ def train_step(
     def loss_fn(params):
         with nn.logical_axis_rules(list(rules)):
             logits = decode_train(config, params, batch, key if config.dropout_rate else None)
+        targets, segments = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
+        allowed = None
+        if restriction is not None:
+            allowed = restriction.allowed(targets, segments, logits.shape[-1])
         sums = cross_entropy_loss(
             logits,
-            batch["decoder_target_tokens"],
+            targets,
+            allowed=allowed,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
