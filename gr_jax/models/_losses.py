@@ -47,7 +47,9 @@ def cross_entropy_loss(
       z_loss: weight of log(Z)^2.
     """
     weights = (targets > 0).astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1, where=allowed)
+    # not logsumexp's `where`, whose gradient keeps one more array of this size
+    scores = logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
+    log_z = jax.nn.logsumexp(scores, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if label_smoothing:
         high, low, others = 1.0 - label_smoothing, label_smoothing, logits.shape[-1] - 1
@@ -63,9 +65,7 @@ def cross_entropy_loss(
     else:
         loss = log_z - picked
     regulariser = z_loss * jnp.square(log_z)
-    if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
-    correct = logits.argmax(-1) == targets
+    correct = scores.argmax(-1) == targets
     return LossSums(
         loss=((loss + regulariser) * weights).sum(),
         z_loss=(regulariser * weights).sum(),

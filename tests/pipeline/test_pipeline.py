@@ -146,6 +146,7 @@ def test_another_corpus_is_refused(trained, tmp_path):
         ("docids", {"levels": 3}, "docids"),
         ("trainer", {"seed": 5}, "seed"),
         ("trainer", {"steps": STEPS + 1}, "total_steps"),
+        ("trainer", {"softmax": "level"}, r"training\.softmax=full, this run has level"),
         ("trainer", {"label_smoothing": 0.1}, r"training\.label_smoothing=0\.0, this run has 0\.1"),
     ],
 )

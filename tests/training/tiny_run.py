@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gr_jax.data import Batches, MixtureCache, TaskCache
+from gr_jax.docids import DocidMap
 from gr_jax.models import T5Config
 from gr_jax.training import Optimizer, Partitioner, Schedule, TrainConfig, make_mesh, train
 
@@ -46,6 +47,23 @@ def make_cache(examples: int = 20, seed: int = 0) -> MixtureCache:
         )
 
     return MixtureCache(tasks=(task("indexing"), task("retrieval")), rates=(1.0, 2.0))
+
+
+def cache_of(docid_map: DocidMap) -> MixtureCache:
+    """`make_cache`'s inputs, each with a random docid of the map."""
+    rng = np.random.default_rng(1)
+
+    def task(old: TaskCache) -> TaskCache:
+        rows = docid_map.tokens[rng.integers(0, len(docid_map), len(old))]
+        offsets = np.concatenate([[0], (rows > 0).sum(axis=1).cumsum()]).astype(np.int64)
+        return dataclasses.replace(
+            old,
+            tokens=old.tokens | {"targets": rows[rows > 0]},
+            offsets=old.offsets | {"targets": offsets},
+        )
+
+    cache = make_cache()
+    return dataclasses.replace(cache, tasks=tuple(task(old) for old in cache.tasks))
 
 
 def make_batches(**changes: Any) -> Batches:
