@@ -118,6 +118,7 @@ def train(
         not a number.
     """
     optimizer = config.optimizer.make()
+    run_step = step_function(config, model, optimizer, partitioner, docid_map)
     identity = RunIdentity(
         docid_fingerprint=docid_fingerprint,
         model=model.to_json(),
@@ -136,7 +137,6 @@ def train(
         write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
         first = int(state.step)
         metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
-        run_step = step_function(config, model, optimizer, partitioner, docid_map)
         reporter = _Reporter(config, metrics, total_steps, progress)
         try:
             with _stop_signals() as stopped:

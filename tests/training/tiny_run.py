@@ -58,8 +58,8 @@ def cache_of(docid_map: DocidMap) -> MixtureCache:
         offsets = np.concatenate([[0], (rows > 0).sum(axis=1).cumsum()]).astype(np.int64)
         return dataclasses.replace(
             old,
-            tokens=old.tokens | {"targets": rows[rows > 0]},
-            offsets=old.offsets | {"targets": offsets},
+            tokens={**old.tokens, "targets": rows[rows > 0]},
+            offsets={**old.offsets, "targets": offsets},
         )
 
     cache = make_cache()
