@@ -1,7 +1,8 @@
 # make quickstart    environment, install, index the embedded corpus, measure it beside BM25
 # make test          environment, install, all tests
 # make check         what CI runs: lint, types, tests
-.PHONY: quickstart test test-slow lint types check install clean
+# make bench-decode  the search beside Hugging Face's, and what else it costs; needs TORCH_PYTHON
+.PHONY: quickstart test test-slow lint types check bench-decode install clean
 
 VENV ?= .venv
 # the newest Python that the pinned versions were tested with comes first
@@ -37,6 +38,17 @@ types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 
 check: lint types test
+
+# a Python that has torch and transformers; benchmarks/requirements.txt has the versions measured
+TORCH_PYTHON ?= $(GR_JAX_TORCH_PYTHON)
+BENCH_OUTPUT ?= build/bench-decode.jsonl
+
+bench-decode: $(STAMP)
+	@test -n "$(TORCH_PYTHON)" || { echo "make bench-decode TORCH_PYTHON=/a/python/with/torch"; exit 2; }
+	mkdir -p $(dir $(BENCH_OUTPUT))
+	$(BIN)/python -m benchmarks.decode --torch_python $(TORCH_PYTHON) --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.decode --torch_python $(TORCH_PYTHON) --precision bfloat16 --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.decode_rows --output $(BENCH_OUTPUT)
 
 clean:
 	rm -rf $(VENV) model build dist

@@ -21,6 +21,7 @@ from gr_jax.models import (
     Past,
     decode_block,
     encode_cross,
+    output_log_norm,
     output_logits,
 )
 
@@ -109,6 +110,10 @@ class _Decoder:
         """See `Model`."""
         return output_logits(self.weights, hidden, start, size)
 
+    def log_norm(self, hidden) -> Array:
+        """See `Model`."""
+        return output_log_norm(self.weights, hidden)
+
 
 @functools.cache
 def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
@@ -188,7 +193,7 @@ class BeamSearch:
         *,
         beam: int = 10,
         k: int = 10,
-        score: Score = "full",
+        score: Score = "children",
         ends: Ends = "all",
         batch_size: int = 32,
     ):

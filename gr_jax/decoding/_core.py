@@ -70,6 +70,10 @@ class Model(Protocol):
         """float32 logits of `size` tokens from `start` on; of all if None."""
         ...
 
+    def log_norm(self, hidden: Any) -> Float[Array, "b m q"]:
+        """`logsumexp` of the logits of all tokens."""
+        ...
+
 
 class _Live(NamedTuple):
     """The beam: prefixes of one length in lexicographic order, dead places last.
@@ -311,25 +315,20 @@ class _Search:
         offset = size = 0
         if step < self.levels:
             offset, size = int(vocabulary.offsets[step]), vocabulary.level_sizes[step]
-        wants_eos = ends is not None or (self.score == "level" and vocabulary.eos and step > 0)
-        if self.score == "full":
-            logits = self.model.logits(hidden, 0, None)[:, :, 0]
-            norm = jax.nn.logsumexp(logits, axis=-1)
-            level = logits[..., offset : offset + size]
-            eos = logits[..., EOS_ID]
-        else:
-            norm = level = None
-            if size:
-                level = self.model.logits(hidden, offset, size)[:, :, 0]
-            if wants_eos:
-                eos = self.model.logits(hidden, EOS_ID, 1)[:, :, 0, 0]
+        norm = level = None
+        if size:
+            level = self.model.logits(hidden, offset, size)[:, :, 0]
+        if ends is not None or (self.score == "level" and vocabulary.eos and step > 0):
+            eos = self.model.logits(hidden, EOS_ID, 1)[:, :, 0, 0]
         if code is not None and level is not None:
             picked = jnp.take_along_axis(level, code, axis=2, mode="promise_in_bounds")
-        if self.score == "level":
+        if self.score == "full":
+            norm = self.model.log_norm(hidden)[:, :, 0]
+        elif self.score == "level":
             norm = None if level is None else jax.nn.logsumexp(level, axis=-1)
             if eos is not None:
                 norm = eos if norm is None else jnp.logaddexp(norm, eos)
-        elif self.score == "children":
+        else:
             if picked is not None:
                 norm = jax.nn.logsumexp(picked, axis=-1, where=exists)
             if ends is not None and eos is not None:
@@ -456,30 +455,25 @@ class _Search:
         inputs = jnp.concatenate([live.token[..., None], tokens], axis=2)[..., : last + 1 - step]
         hidden, _ = self.model.decode(state, inputs, live.parents, step)
         total = live.total
-        if self.score == "full":
-            logits = self.model.logits(hidden, 0, None)
-            norms = jax.nn.logsumexp(logits, axis=-1)
-        else:
-            logits = norms = None
+        norms = self.model.log_norm(hidden) if self.score == "full" else None
         for i, now in enumerate(range(step, last + 1)):
             one = jax.tree.map(lambda x, i=i: x[:, :, i : i + 1], hidden)
-            in_level = now < self.levels
-            offset = int(vocabulary.offsets[now]) if in_level else 0
-            size = vocabulary.level_sizes[now] if in_level else 0
-            if logits is not None and norms is not None:
-                level, norm = logits[:, :, i, offset : offset + size], norms[:, :, i]
-                eos = logits[:, :, i, EOS_ID]
-            else:
+            parts = []  # logits, and where they are those of the docid
+            if now < self.levels:
+                offset, size = int(vocabulary.offsets[now]), vocabulary.level_sizes[now]
                 level = self.model.logits(one, offset, size)[:, :, 0]
-                norm, eos = jax.nn.logsumexp(level, axis=-1), None
-                if vocabulary.eos:
-                    eos = self.model.logits(one, EOS_ID, 1)[:, :, 0, 0]
-                    norm = jnp.logaddexp(norm, eos)
-            if in_level:
                 picked = jnp.take_along_axis(level, codes[..., i : i + 1], axis=2, mode="clip")
-                total += jnp.where(now < length, jnp.minimum(picked[..., 0] - norm, 0), 0)
-            if vocabulary.eos and eos is not None:
-                total += jnp.where(now == length, jnp.minimum(eos - norm, 0), 0)
+                parts.append((picked[..., 0], now < length))
+                level = jax.nn.logsumexp(level, axis=-1)
+            else:
+                level = None
+            if vocabulary.eos:
+                eos = self.model.logits(one, EOS_ID, 1)[:, :, 0, 0]
+                parts.append((eos, now == length))
+                level = eos if level is None else jnp.logaddexp(level, eos)
+            norm = level if norms is None else norms[:, :, i]
+            for logit, here in parts:
+                total += jnp.where(here, jnp.minimum(logit - norm, 0), 0)
         return _Result(result.pool.add(total, lambda i: _take(live.low, i)), result.dropped)
 
     def run(self, state: Any) -> tuple[Array, Array, Array]:

@@ -152,7 +152,7 @@ def score_all(
     weights: InferenceWeights,
     docid_map: DocidMap,
     source_tokens: Int[np.ndarray, "n s"],
-    score: Score = "full",
+    score: Score = "children",
     vocabulary: DocidVocabulary | None = None,
 ) -> Float[np.ndarray, "n documents"]:
     """Log-probability of every document's docid, for every query.

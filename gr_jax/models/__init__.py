@@ -16,6 +16,7 @@ from gr_jax.models._inference import (
     Precision,
     decode_block,
     encode_cross,
+    output_log_norm,
     output_logits,
     prepare_inference,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "encode_cross",
     "init_parameters",
     "logical_axes",
+    "output_log_norm",
     "output_logits",
     "prepare_inference",
 ]

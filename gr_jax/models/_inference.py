@@ -26,6 +26,7 @@ Precision = Literal["float32", "bfloat16", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
+_LOGITS_TOGETHER = 1 << 23  # logits that are held at once, at most
 _FEW_ROWS = 48  # up to so many, CPUs multiply faster with the weights on the left
 
 
@@ -240,28 +241,34 @@ def _matmul(x: Float[Array, "*b i"], w: Weight, dtype: Any = None) -> Float[Arra
     """The product over the last axes of both, in `dtype` (that of `x` if None)."""
     dtype = dtype or x.dtype
     values = w.values.astype(x.dtype) if isinstance(w, Quantized) else w
-    # the outputs keep their axes: made one, those of a mesh's devices would not lie side by side
-    rows, last = x.reshape(-1, x.shape[-1]), values.ndim - 1
+    rows, contract = x.reshape(-1, x.shape[-1]), (((1,), (1,)), ((), ()))
 
-    def right(rows, values):
-        contract = (((1,), (last,)), ((), ()))
+    def right(rows, columns):
+        return jax.lax.dot_general(rows, columns, contract, preferred_element_type=dtype)
+
+    def left(rows, columns):
+        return jax.lax.dot_general(columns, rows, contract, preferred_element_type=dtype).T
+
+    def eight(rows, columns):
+        return right(jnp.broadcast_to(rows, (8, rows.shape[1])), columns)[:1]
+
+    def stacked(rows, values):
+        # What a mesh needs: if stacked matrices became one, every device would have to gather its
+        # part of it from the others. CPUs would copy the weights for it.
+        contract = (((1,), (values.ndim - 1,)), ((), ()))
         return jax.lax.dot_general(rows, values, contract, preferred_element_type=dtype)
 
-    def left(rows, values):
-        contract = (((last,), (1,)), ((), ()))
-        y = jax.lax.dot_general(values, rows, contract, preferred_element_type=dtype)
-        return jnp.moveaxis(y, -1, 0)
+    def on_cpu(rows, values):
+        product = right
+        if len(rows) == 1:
+            # XLA's CPU kernel for a bfloat16 matrix times a vector is ten times slower
+            product = eight if rows.dtype == jnp.bfloat16 else right
+        elif len(rows) <= _FEW_ROWS:
+            product = left
+        columns = values.reshape(-1, values.shape[-1])
+        return product(rows, columns).reshape(len(rows), *values.shape[:-1])
 
-    def eight(rows, values):
-        return right(jnp.broadcast_to(rows, (8, rows.shape[1])), values)[:1]
-
-    on_cpu = right
-    if len(rows) == 1:
-        # XLA's CPU kernel for a bfloat16 matrix times a vector is ten times slower
-        on_cpu = eight if rows.dtype == jnp.bfloat16 else right
-    elif len(rows) <= _FEW_ROWS:
-        on_cpu = left
-    y = jax.lax.platform_dependent(rows, values, cpu=on_cpu, default=right)
+    y = jax.lax.platform_dependent(rows, values, cpu=on_cpu, default=stacked)
     y = y.reshape(*x.shape[:-1], *values.shape[:-1])
     return y * w.scale.astype(dtype) if isinstance(w, Quantized) else y
 
@@ -350,6 +357,25 @@ def output_logits(
     if size is not None:
         head = jax.tree.map(lambda w: w[start : start + size], head)  # a quantized one's scale too
     return _matmul(x, head, jnp.float32)
+
+
+def output_log_norm(weights: InferenceWeights, x: Float[Array, "b m *q d"]) -> Array:
+    """`logsumexp` of the logits of all tokens [batch, beam, ...], some beams at a time.
+
+    All logits of a wide beam together would not fit into caches (nor, on accelerators, into little
+    memory): the beams are split, not the vocabulary, which may be sharded.
+    """
+    beams = x.shape[1]
+    size = (x.size // x.shape[-1]) * weights.config.output_vocab_size
+    parts = min(-(-size // _LOGITS_TOGETHER), beams)
+    width = -(-beams // parts)
+    return jnp.concatenate(
+        [
+            jax.nn.logsumexp(output_logits(weights, x[:, i : i + width]), axis=-1)
+            for i in range(0, beams, width)
+        ],
+        axis=1,
+    )
 
 
 def _feed_forward(x: Float[Array, "*b d"], mlp: FeedForward, config: T5Config) -> Array:

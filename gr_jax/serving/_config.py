@@ -9,7 +9,7 @@ from gr_jax.decoding import Score
 from gr_jax.errors import UserError
 from gr_jax.models import PRECISIONS, Precision
 
-DEFAULT_SCORE: Score = "full"
+DEFAULT_SCORE: Score = "children"
 """The normalisation where none is asked for: in searches, in evaluations, on the command line."""
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -106,6 +107,9 @@ class HashModel:
     def logits(self, hidden, start, size):
         end = None if size is None else start + size
         return hash_logits(hidden, self.scale)[..., start:end]
+
+    def log_norm(self, hidden):
+        return jax.nn.logsumexp(hash_logits(hidden, self.scale), axis=-1)
 
 
 def hash_logits_of(seed: int, scale: float):

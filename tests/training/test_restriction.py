@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from gr_jax.decoding import score_all
 from gr_jax.docids import DocidMap, docid_map_from_tokens
 from gr_jax.errors import UserError
-from gr_jax.models import cross_entropy_loss, decode_train, init_parameters
+from gr_jax.models import (
+    cross_entropy_loss,
+    decode_train,
+    init_parameters,
+    prepare_inference,
+)
 from gr_jax.training import SOFTMAXES, Checkpoints, TrainConfig, measure_steps
 from gr_jax.training._restriction import ChildrenRestriction, Restriction, make_restriction
 from tests.training.tiny_run import (
@@ -217,7 +222,8 @@ def test_losses_are_the_scores_of_the_oracle(docid_map, softmax):
 
     packed = losses(8)
     np.testing.assert_allclose(packed, losses(1), rtol=1e-4, atol=1e-5)
-    oracle = score_all(config, params, docid_map, query, score=softmax)[0]
+    weights = prepare_inference(config, params)
+    oracle = score_all(weights, docid_map, query, score=softmax)[0]
     np.testing.assert_allclose(-packed, oracle, rtol=1e-4, atol=1e-5)
     total = np.exp(-packed).sum()
     if softmax == "children":
