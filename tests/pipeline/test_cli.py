@@ -123,11 +123,10 @@ def test_search_settings_reach_the_search(model_dir, capsys):
         assert captured.err == ""
         return [r["score"] for r in json.loads(captured.out)]
 
-    found = [scores("--beam=48", *flags) for flags in ((), ("--score=children",))]
-    found += [scores("--beam=48", "--precision=int8")]
+    found = [scores("--beam=48", f"--score={score}") for score in ("full", "level")]
+    found += [scores("--beam=48", "--score=full", "--precision=int8")]
     assert found[0] != found[1] != found[2] != found[0]
-    # a beam of 10 misses some of the ten best that a wide one finds, unless it has to be certain
-    assert scores("--beam=10", "--certify") == pytest.approx(found[0], abs=1e-4)
+    assert scores("--beam=10", "--score=full", "--certify") == pytest.approx(found[0], abs=1e-4)
 
 
 def test_an_answer_that_cannot_be_certified_is_told(model_dir, capsys, monkeypatch):

@@ -260,9 +260,9 @@ def evaluated(trained, beir, tmp_path, monkeypatch):
 
 def test_a_report_tells_how_exact_its_search_was(evaluated, monkeypatch):
     monkeypatch.setattr(_evaluate, "_DEPTH", 2)  # so narrow a beam is not sure of everything
-    narrow, _ = evaluated(beam=2)
-    certified, best = evaluated(beam=2, certify=True)
-    oracle, exact = evaluated(exact=True)
+    narrow, _ = evaluated(beam=2, score="full")
+    certified, best = evaluated(beam=2, score="full", certify=True)
+    oracle, exact = evaluated(exact=True, score="full")
     quality = [report.splits["test"].search for report in (narrow, certified, oracle)]
     assert quality[0].certified < 1
     assert quality[1].certified == 1

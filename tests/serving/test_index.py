@@ -19,8 +19,8 @@ from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
 
 QUERIES = ["which musicmark3 chord", "sailing tide", "soup", "comet orbit telescope", "", "deck"]
 LEVELS = (6, 4, 4)
-WIDE = SearchConfig(beam=48)
-NARROW = SearchConfig(beam=2)
+WIDE = SearchConfig(beam=48, score="full")
+NARROW = SearchConfig(beam=2, score="full")
 
 
 def make_index(beir: Path, folder: Path, scale: float = 2.0) -> Index:
