@@ -336,6 +336,13 @@ def test_one_program_and_no_more_steps_than_docids_need(tmp_path):
     assert [x.shape for x in shapes] == [(3, 2, LENGTH), (3, 2)]
 
 
+def test_a_directory_that_is_written_anew_is_read_anew(tmp_path):
+    for docids in ([(1, 1), (0, 2)], [(1, 2), (0, 1)]):
+        sequences, _ = predict(saved(tmp_path, docids), sources(), 2)
+        expected = sorted([a + 2, b + 4, 1] for a, b in docids)
+        assert all(sorted(query[:, :3].tolist()) == expected for query in sequences)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
