@@ -186,8 +186,7 @@ class Benchmark:
             return
         np.savez(folder / "weights.npz", **weights)  # pyright: ignore[reportArgumentType]
         np.savez(folder / "docids.npz", tokens=tokens)
-        # transformers has no plain counterpart of int8 weights
-        dtype = "bfloat16" if options.precision == "bfloat16" else "float32"
+        dtype = options.hf_dtype
         self.worker = Worker(options.torch_python)
         self.worker.ask(
             "load",
@@ -303,6 +302,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--cells", nargs="+", default=names, metavar="BATCHxBEAM")
     parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=SCORES)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "int8"])
+    parser.add_argument("--hf_dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--docids", type=int, default=100_000, help="size of the corpus")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls per side and cell")
     parser.add_argument("--seed", type=int, default=0)

@@ -7,7 +7,8 @@ are medians in milliseconds per batch, encoder included. Rows:
   allowed), both without shortcuts, on docids of 8 codes;
 - `corpus`: 1M and 10M random docids beside 100k;
 - `real`: k-means docids of squad20k, where that data is present (`--squad20k DIR`);
-- `greedy`: a beam of 1.
+- `greedy`: a beam of 1;
+- `atomic`: 8.8M docids of one code in one step, with a narrow model (64 dimensions).
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--docids", nargs="+", type=int, default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--atomic", type=int, default=8_800_000, help="docids; 0 to leave it out")
     parser.add_argument("--squad20k", type=Path, help="a BEIR folder, for the row `real`")
     parser.add_argument("--output", type=Path, help="also append the lines of JSON to this file")
     options = parser.parse_args()
@@ -191,6 +193,26 @@ def main() -> None:
             )
         greedy = BeamSearch(weights, next(iter(tries.values())), beam=1, k=1, score="level")
         write("greedy", batch=batch, beam=1, ms=_medians({"ms": greedy.search}, batch, 9)["ms"])
+    if options.atomic:
+        narrow = T5Config(
+            vocab_size=MODEL["vocab_size"],
+            target_vocab_size=2 + options.atomic,
+            emb_dim=64,
+            num_heads=1,
+            mlp_dim=128,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+        )
+        parameters = jax.jit(init_parameters, static_argnums=0)(narrow, jax.random.key(0))
+        weights = prepare_inference(narrow, parameters, "bfloat16")
+        del parameters
+        names = tuple(map(str, range(options.atomic)))
+        codes = np.arange(options.atomic, dtype=np.int32)[:, None]
+        trie = Trie.from_docid_map(DocidMap(names, codes, (options.atomic,)))
+        for batch in (1, 16):
+            search = BeamSearch(weights, trie, beam=1, k=100, score="children")
+            ms = _medians({"ms": search.search}, batch, options.repeats)["ms"]
+            write("atomic", docids=options.atomic, batch=batch, k=100, ms=ms)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     write("process", peak_rss_gib=peak)
 
