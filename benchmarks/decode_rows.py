@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -71,14 +70,10 @@ def _plain(weights: InferenceWeights, trie: Trie, beam: int, score: Any, kind: t
 
     @jax.jit
     def program(weights, trie, source):
-        settings = {"beam": beam, "k": beam, "score": score, "ends": "all"}
-        with mock.patch.multiple(core_module, _FEW_BRANCHING=0.0, _NARROWED_FROM=10**9):
-            model = mock.Mock(spec=core_module.Model)
-            widths = kind(trie, model, len(source), None, None, **settings).widths
-            decoder = beam_module._Decoder(weights, encode_cross(weights, source), widths, False)
-            search = kind(trie, decoder, len(source), None, None, **settings)
-            search.tail_step = None
-            return search.run(decoder.initial())
+        settings = {"beam": beam, "k": beam, "score": score, "ends": "all", "whole": True}
+        widths = kind(trie, None, len(source), None, None, **settings).widths
+        decoder = beam_module._Decoder(weights, encode_cross(weights, source), widths, False)
+        return kind(trie, decoder, len(source), None, None, **settings).run(decoder.initial())
 
     trie = jax.device_put(trie)
     return lambda source: jax.device_get(program(weights, trie, jax.device_put(source)))

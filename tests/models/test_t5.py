@@ -22,7 +22,6 @@ from tests.models.conftest import (
     shift,
 )
 
-
 LENGTHS = {"source_length": 22, "target_length": 6}
 
 
