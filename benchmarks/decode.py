@@ -90,6 +90,14 @@ def make_docids(n: int, seed: int) -> np.ndarray:
     return codes[np.sort(rng.permutation(len(codes))[:n])]
 
 
+def make_trie(docids: np.ndarray, *, eos: bool = True) -> Trie:
+    """The trie of docids whose levels share their tokens, as a user of Hugging Face has them."""
+    sizes = (CODES,) * LEVELS
+    names = tuple(map(str, range(len(docids))))
+    vocabulary = DocidVocabulary(sizes, eos=eos, first_tokens=(hf.FIRST_TOKEN,) * LEVELS)
+    return Trie.from_docid_map(DocidMap(names, docids, sizes), vocabulary)
+
+
 def matmul_gflops(dtype: str) -> float:
     """The rate of matrix products in the shape of a search's, on the default device."""
     rng = np.random.default_rng(0)
@@ -165,14 +173,7 @@ class Benchmark:
         config = T5Config.from_size("small", MODEL["vocab_size"])
         parameters = jax.device_put(hf.t5x_tree(MODEL, weights))
         self.weights = prepare_inference(config, parameters, options.precision)
-        level_sizes = (CODES,) * LEVELS
-        names = tuple(map(str, range(len(self.docids))))
-        self.trie = Trie.from_docid_map(
-            DocidMap(names, self.docids, level_sizes),
-            vocabulary=DocidVocabulary(
-                level_sizes, eos=True, first_tokens=(hf.FIRST_TOKEN,) * LEVELS
-            ),
-        )
+        self.trie = make_trie(self.docids)
         self.facts: dict[str, Any] = {
             "precision": options.precision,
             "docids": len(self.docids),
@@ -296,17 +297,38 @@ HEADER = (
 )
 
 
+def add_arguments(parser: argparse.ArgumentParser, cells: list[tuple[int, int]]) -> None:
+    """The options that the benchmarks of a search have in common."""
+
+    def cell(text: str) -> tuple[int, int]:
+        batch, beam = (int(n) for n in text.split("x", 1))
+        if min(batch, beam) < 1:
+            raise ValueError
+        return batch, beam
+
+    cell.__name__ = "pair such as 16x100"  # argparse: "invalid pair such as 16x100 value: ..."
+    parser.add_argument("--cells", nargs="+", type=cell, default=cells, metavar="BATCHxBEAM")
+    parser.add_argument("--output", type=Path, help="also append the lines of JSON to this file")
+
+
+def write_record(record: dict[str, Any], output: Path | None) -> None:
+    """One line of JSON, to standard output and at the end of a file."""
+    line = json.dumps(record)
+    print(line, flush=True)
+    if output:
+        with output.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    names = [f"{batch}x{beam}" for batch, beam in TARGETS["full"]]
-    parser.add_argument("--cells", nargs="+", default=names, metavar="BATCHxBEAM")
+    add_arguments(parser, list(TARGETS["full"]))
     parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=SCORES)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--hf_dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--docids", type=int, default=100_000, help="size of the corpus")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls per side and cell")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="also append the lines of JSON to this file")
     parser.add_argument("--no_hf", action="store_true", help="time gr_jax alone")
     parser.add_argument(
         "--torch_python",
@@ -314,12 +336,6 @@ def parse_options() -> argparse.Namespace:
         help="a Python that has torch and transformers (default: $GR_JAX_TORCH_PYTHON)",
     )
     options = parser.parse_args()
-    try:
-        options.cells = [tuple(int(n) for n in cell.split("x", 1)) for cell in options.cells]
-        if any(len(cell) != 2 or min(cell) < 1 for cell in options.cells):
-            raise ValueError
-    except ValueError:
-        parser.error("--cells takes pairs such as 16x100")
     if min(options.repeats, options.docids) < 1:
         parser.error("--repeats and --docids must be at least 1")
     if not options.no_hf and not options.torch_python:
@@ -335,11 +351,7 @@ def main() -> None:
         for batch, beam in options.cells:
             for record in benchmark.cell(batch, beam):
                 print(table_row(record), file=sys.stderr, flush=True)
-                line = json.dumps(record)
-                print(line, flush=True)
-                if options.output:
-                    with options.output.open("a", encoding="utf-8") as file:
-                        file.write(line + "\n")
+                write_record(record, options.output)
         if benchmark.worker:
             benchmark.worker.close()
 

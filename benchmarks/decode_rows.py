@@ -14,7 +14,6 @@ are medians in milliseconds per batch, encoder included. Rows:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -28,7 +27,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.decode import CODES, LEVELS, MODEL, SOURCE_LENGTH, device_name, make_docids
+from benchmarks import hugging_face as hf
+from benchmarks.decode import (
+    CODES,
+    MODEL,
+    SOURCE_LENGTH,
+    add_arguments,
+    device_name,
+    make_docids,
+    make_trie,
+    write_record,
+)
 from gr_jax.corpus import read_corpus
 from gr_jax.decoding import BeamSearch, Trie
 from gr_jax.decoding import _beam as beam_module
@@ -93,30 +102,22 @@ def _medians(calls: dict[str, Call], batch: int, repeats: int) -> dict[str, floa
     return {name: float(np.median(x)) for name, x in times.items()}
 
 
-def _trie(docids: np.ndarray, eos: bool) -> Trie:
-    sizes = (CODES,) * LEVELS
-    names = tuple(map(str, range(len(docids))))
-    vocabulary = DocidVocabulary(sizes, eos=eos, first_tokens=(3,) * LEVELS)
-    return Trie.from_docid_map(DocidMap(names, docids, sizes), vocabulary)
-
-
 def _squad20k(folder: Path) -> Trie:
     """Two-level k-means docids, as `gin/runs/beir.gin` makes them."""
     docid_map = HierarchicalKMeans(levels=2).assign(read_corpus(folder / "corpus.jsonl"))
     sizes = docid_map.level_sizes
-    vocabulary = DocidVocabulary(sizes, first_tokens=(3,) * len(sizes))
+    vocabulary = DocidVocabulary(sizes, first_tokens=(hf.FIRST_TOKEN,) * len(sizes))
     return Trie.from_docid_map(docid_map, vocabulary)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cells", nargs="+", default=["1x10", "16x10"], metavar="BATCHxBEAM")
+    add_arguments(parser, [(1, 10), (16, 10)])
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--docids", nargs="+", type=int, default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--atomic", type=int, default=8_800_000, help="docids; 0 to leave it out")
     parser.add_argument("--squad20k", type=Path, help="a BEIR folder, for the row `real`")
-    parser.add_argument("--output", type=Path, help="also append the lines of JSON to this file")
     options = parser.parse_args()
     config = T5Config.from_size("small", MODEL["vocab_size"])
     parameters = jax.jit(init_parameters, static_argnums=0)(config, jax.random.key(0))
@@ -129,26 +130,22 @@ def main() -> None:
     }
 
     def write(row: str, **figures: Any) -> None:
-        line = json.dumps({"row": row, **figures, "load": os.getloadavg()[0], **facts})
-        print(line, flush=True)
-        if options.output:
-            with options.output.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        record = {"row": row, **figures, "load": os.getloadavg()[0], **facts}
+        write_record(record, options.output)
 
     tries = {}
     for n in options.docids:
         start = time.perf_counter()
-        tries[f"{n}"] = _trie(make_docids(n, 0), eos=True)
+        tries[f"{n}"] = make_trie(make_docids(n, 0))
         built = time.perf_counter() - start
         write("trie", docids=n, bytes_per_docid=tries[f"{n}"].nbytes / n, docids_and_trie_s=built)
     if options.squad20k:
         tries["squad20k"] = _squad20k(options.squad20k)
     fixed = make_docids(options.docids[0], 0)
     fixed = np.where(fixed < 0, np.random.default_rng(3).integers(0, CODES, fixed.shape), fixed)
-    fixed_trie = _trie(np.unique(fixed, axis=0).astype(np.int32), eos=False)
+    fixed_trie = make_trie(np.unique(fixed, axis=0).astype(np.int32), eos=False)
 
-    for cell in options.cells:
-        batch, beam = (int(x) for x in cell.split("x"))
+    for batch, beam in options.cells:
         for score in ("full", "level"):
             kinds = {"ours": core_module._Search, "unconstrained": _Unconstrained}
             calls = {k: _plain(weights, fixed_trie, beam, score, v) for k, v in kinds.items()}

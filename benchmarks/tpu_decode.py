@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import re
 import sys
@@ -36,11 +35,17 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks import hugging_face as hf
-from benchmarks.decode import CODES, LEVELS, MODEL, SCORES, SOURCE_LENGTH, make_docids
+from benchmarks.decode import (
+    MODEL,
+    SCORES,
+    SOURCE_LENGTH,
+    add_arguments,
+    make_docids,
+    make_trie,
+    write_record,
+)
 from gr_jax.decoding import Trie
 from gr_jax.decoding._beam import _program
-from gr_jax.docids import DocidMap, DocidVocabulary
 from gr_jax.models import PRECISIONS, T5Config, init_parameters, prepare_inference
 
 TOPOLOGY = "v5e:1x1"
@@ -135,11 +140,7 @@ class Compiler:
 
         self.weights = self._on_chip(jax.eval_shape(weights))
         codes = make_docids(options.docids, options.seed)
-        level_sizes = (CODES,) * LEVELS
-        trie = Trie.from_docid_map(
-            DocidMap(tuple(map(str, range(len(codes)))), codes, level_sizes),
-            DocidVocabulary(level_sizes, eos=True, first_tokens=(hf.FIRST_TOKEN,) * LEVELS),
-        )
+        trie = make_trie(codes)
         self.trie = self._on_chip(Trie.abstract(trie.shape))
 
     def _on_chip(self, tree: Any) -> Any:
@@ -217,21 +218,13 @@ HEADER = (
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cells", nargs="+", default=["1x10", "16x100"], metavar="BATCHxBEAM")
+    add_arguments(parser, [(1, 10), (16, 100)])
     parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=SCORES)
     parser.add_argument("--precision", default="bfloat16", choices=PRECISIONS)
     parser.add_argument("--docids", type=int, default=100_000, help="size of the corpus")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hlo", type=Path, help="also write the compiled programs to this folder")
-    parser.add_argument("--output", type=Path, help="also append the lines of JSON to this file")
-    options = parser.parse_args()
-    try:
-        options.cells = [tuple(int(n) for n in cell.split("x", 1)) for cell in options.cells]
-        if any(len(cell) != 2 or min(cell) < 1 for cell in options.cells):
-            raise ValueError
-    except ValueError:
-        parser.error("--cells takes pairs such as 16x100")
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -242,11 +235,7 @@ def main() -> None:
         for score in options.scores:
             record = compiler.record(batch, beam, score)
             print(table_row(record), file=sys.stderr, flush=True)
-            line = json.dumps(record)
-            print(line, flush=True)
-            if options.output:
-                with options.output.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+            write_record(record, options.output)
 
 
 if __name__ == "__main__":
