@@ -276,7 +276,7 @@ class BeamSearch:
         """
         source = np.asarray(source_tokens, np.int32)
         groups = np.zeros(len(source), np.int32) if group is None else np.asarray(group, np.int32)
-        if subset is not None and self._everywhere is not None:
+        if subset is not None:
             subset = jax.device_put(subset, self._everywhere)
         beam = self.beam
         result = self._ranked(source, beam, subset, groups)

@@ -298,6 +298,16 @@ class _Search:
             return None
         return _look_up(self.trie.lengths, low).astype(jnp.int32) == step + 1
 
+    def _logits(
+        self, step: int, hidden: Any, eos: bool
+    ) -> tuple[Float[Array, "b m size"] | None, Float[Array, "b m"] | None]:
+        """Of the level's codes, None after the last level; and of the end token, if asked for."""
+        level = None
+        if step < self.levels:
+            offset, size = int(self.vocabulary.offsets[step]), self.vocabulary.level_sizes[step]
+            level = self.model.logits(hidden, offset, size)[:, :, 0]
+        return level, self.model.logits(hidden, EOS_ID, 1)[:, :, 0, 0] if eos else None
+
     def _log_probabilities(
         self,
         step: int,
@@ -310,24 +320,15 @@ class _Search:
 
         `code` and `exists` are None after the last level; `ends` is None where nothing may end.
         """
-        vocabulary = self.vocabulary
-        picked = eos = None
-        offset = size = 0
-        if step < self.levels:
-            offset, size = int(vocabulary.offsets[step]), vocabulary.level_sizes[step]
-        norm = level = None
-        if size:
-            level = self.model.logits(hidden, offset, size)[:, :, 0]
-        if ends is not None or (self.score == "level" and vocabulary.eos and step > 0):
-            eos = self.model.logits(hidden, EOS_ID, 1)[:, :, 0, 0]
+        needs_eos = ends is not None or (self.score == "level" and step > 0)
+        level, eos = self._logits(step, hidden, needs_eos and self.vocabulary.eos)
+        picked = norm = None
         if code is not None and level is not None:
             picked = jnp.take_along_axis(level, code, axis=2, mode="promise_in_bounds")
         if self.score == "full":
             norm = self.model.log_norm(hidden)[:, :, 0]
         elif self.score == "level":
-            norm = None if level is None else jax.nn.logsumexp(level, axis=-1)
-            if eos is not None:
-                norm = eos if norm is None else jnp.logaddexp(norm, eos)
+            norm = _level_norm(level, eos)
         else:
             if picked is not None:
                 norm = jax.nn.logsumexp(picked, axis=-1, where=exists)
@@ -458,22 +459,14 @@ class _Search:
         norms = self.model.log_norm(hidden) if self.score == "full" else None
         for i, now in enumerate(range(step, last + 1)):
             one = jax.tree.map(lambda x, i=i: x[:, :, i : i + 1], hidden)
-            parts = []  # logits, and where they are those of the docid
-            if now < self.levels:
-                offset, size = int(vocabulary.offsets[now]), vocabulary.level_sizes[now]
-                level = self.model.logits(one, offset, size)[:, :, 0]
-                picked = jnp.take_along_axis(level, codes[..., i : i + 1], axis=2, mode="clip")
-                parts.append((picked[..., 0], now < length))
-                level = jax.nn.logsumexp(level, axis=-1)
-            else:
-                level = None
-            if vocabulary.eos:
-                eos = self.model.logits(one, EOS_ID, 1)[:, :, 0, 0]
-                parts.append((eos, now == length))
-                level = eos if level is None else jnp.logaddexp(level, eos)
-            norm = level if norms is None else norms[:, :, i]
-            for logit, here in parts:
-                total += jnp.where(here, jnp.minimum(logit - norm, 0), 0)
+            level, eos = self._logits(now, one, vocabulary.eos)
+            norm = _level_norm(level, eos) if norms is None else norms[:, :, i]
+            if level is not None:
+                code = codes[..., i : i + 1]
+                logit = jnp.take_along_axis(level, code, axis=2, mode="clip")[..., 0]
+                total += jnp.where(now < length, jnp.minimum(logit - norm, 0), 0)
+            if eos is not None:
+                total += jnp.where(now == length, jnp.minimum(eos - norm, 0), 0)
         return _Result(result.pool.add(total, lambda i: _take(live.low, i)), result.dropped)
 
     def run(self, state: Any) -> tuple[Array, Array, Array]:
@@ -590,6 +583,17 @@ def _best_in_blocks(
     index = index + size * jnp.arange(_BLOCKS, dtype=jnp.int32)[:, None]
     best, place = jax.lax.top_k(best.reshape(batch, -1), k)
     return best, _take(index.reshape(batch, -1), place)
+
+
+def _level_norm(
+    level: Float[Array, "b m size"] | None, eos: Float[Array, "b m"] | None
+) -> Float[Array, "b m"]:
+    """`logsumexp` of what a level allows; one of them is there."""
+    if level is None:
+        assert eos is not None
+        return eos
+    norm = jax.nn.logsumexp(level, axis=-1)
+    return norm if eos is None else jnp.logaddexp(norm, eos)
 
 
 def _pad_beams(x: Array, width: int, value: float) -> Array:
