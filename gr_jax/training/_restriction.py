@@ -126,13 +126,11 @@ class ChildrenRestriction:
     def from_docid_map(cls, docid_map: DocidMap) -> Self:
         """Builds the tree on the host, in time linear in the map's tokens (after sorting)."""
         table = docid_map.tokens[docid_map.sorted_order]  # [documents, tokens]
-        # fresh[r]: row r differs from row r - 1 in one of the positions seen so far
-        fresh = np.zeros(len(table), bool)
-        fresh[:1] = True
+        shared = docid_map.shared_levels  # with the docid before
+        distinct = shared < len(docid_map.level_sizes)
         tokens, starts, before = [np.zeros(1, np.int32)], [np.zeros(1, int)], []
         for position in range(table.shape[1]):
-            fresh[1:] |= table[1:, position] != table[:-1, position]
-            opens = fresh & (table[:, position] > 0)
+            opens = distinct & (shared <= position) & (table[:, position] > 0)
             starts.append(np.flatnonzero(opens))  # the first row of each node
             before.append(np.cumsum(opens) - opens)  # nodes opened above each row
             tokens.append(table[starts[-1], position])
