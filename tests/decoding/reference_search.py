@@ -16,10 +16,10 @@ VOCAB = 2 + LEVELS * CODES
 FULL = 10**6  # a beam that prunes nothing
 
 
-def trie_shape(eos: bool) -> TrieShape:
+def roomy_shape(vocabulary: DocidVocabulary) -> TrieShape:
     """One shape that every random case fits, so that few programs are compiled."""
     return TrieShape(
-        vocabulary=DocidVocabulary(LEVEL_SIZES, eos),
+        vocabulary=vocabulary,
         nodes=(CODES, *(MOST,) * (LEVELS - 1)),
         branches=(CODES, *(MOST,) * (LEVELS - 2)),
         fan_outs=LEVEL_SIZES,

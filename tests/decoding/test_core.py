@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from gr_jax.decoding import Subset, Trie
 from gr_jax.decoding import _core as core_module
 from gr_jax.decoding._core import SCORES, search_trie
+from gr_jax.docids import DocidVocabulary
 from tests.decoding.reference_search import (
     CODES,
     FULL,
+    LEVEL_SIZES,
     LEVELS,
     MOST,
     HashModel,
@@ -23,7 +25,7 @@ from tests.decoding.reference_search import (
     hash_logits_of,
     make_map,
     reference_search,
-    trie_shape,
+    roomy_shape,
 )
 
 settings.register_profile("decoding", deadline=None, derandomize=True)
@@ -53,7 +55,7 @@ def search(docids, seed, scale, *, beam, score, k=K):
     """Rows, scores, certificate of one query; the trie is padded to the shape of all cases."""
     docid_map = make_map(docids)
     eos = docid_map.vocabulary.eos
-    trie = Trie.from_docid_map(docid_map).pad(trie_shape(eos))
+    trie = Trie.from_docid_map(docid_map).pad(roomy_shape(docid_map.vocabulary))
     seeds = np.array([seed], np.uint32)
     rows, scores, exact = hash_search(trie, seeds, np.float32(scale), beam=beam, k=k, score=score)
     return np.asarray(rows)[0], np.asarray(scores)[0], bool(exact[0]), eos
@@ -114,7 +116,7 @@ def test_equal_logits_give_the_order_of_docids(score, docids):
 def test_shortcuts_change_no_answer(score, prefix_free, data, scale):
     """Tails in one pass, narrower steps, skipped steps, dead prefixes; several queries at once."""
     docid_map = make_map(data.draw(docid_lists(prefix_free)))
-    trie = Trie.from_docid_map(docid_map).pad(trie_shape(docid_map.vocabulary.eos))
+    trie = Trie.from_docid_map(docid_map).pad(roomy_shape(docid_map.vocabulary))
     seeds = np.arange(3, dtype=np.uint32)
     for beam, k in ((2, 2), (9, 3)):
         plain, short = (
@@ -141,7 +143,7 @@ def test_a_subset_is_searched_like_a_trie_of_its_own(score, prefix_free, data):
     docids = data.draw(docid_lists(prefix_free))
     docid_map = make_map(docids)
     vocabulary = docid_map.vocabulary
-    shape = trie_shape(vocabulary.eos)
+    shape = roomy_shape(vocabulary)
     trie = Trie.from_docid_map(docid_map).pad(shape)
     flags = st.lists(st.booleans(), min_size=len(docids), max_size=len(docids))
     masks = [np.array(data.draw(flags)) for _ in range(2)] + [np.zeros(len(docids), bool)]
@@ -234,7 +236,7 @@ def test_exact_shapes_give_what_padded_shapes_give():
     for score, docids in cases:
         docid_map = make_map(docids)
         trie = Trie.from_docid_map(docid_map)
-        padded = trie.pad(trie_shape(docid_map.vocabulary.eos))
+        padded = trie.pad(roomy_shape(docid_map.vocabulary))
         one = hash_search(trie, seeds, scale, beam=2, k=K, score=score)
         other = hash_search(padded, seeds, scale, beam=2, k=K, score=score)
         np.testing.assert_array_equal(one[0], other[0])
@@ -243,7 +245,7 @@ def test_exact_shapes_give_what_padded_shapes_give():
 
 def test_the_trie_is_an_argument():
     """Another corpus of the same shape uses the same program, and gives its own answers."""
-    shape = trie_shape(False)
+    shape = roomy_shape(DocidVocabulary(LEVEL_SIZES))
     tries = [Trie.from_docid_map(make_map(d)).pad(shape) for d in ([(0, 1)], [(1, 1), (2, 2)])]
     jax.clear_caches()
     for trie, expected in zip(tries, ([0], [0, 1]), strict=True):

@@ -22,7 +22,7 @@ from tests.decoding.reference_search import (
     docid_lists,
     make_map,
     reference_search,
-    trie_shape,
+    roomy_shape,
 )
 
 settings.register_profile("decoding", deadline=None, derandomize=True)
@@ -61,7 +61,7 @@ def sources(seed=0, n=QUERIES):
 
 
 def padded_search(docid_map, **settings):
-    trie = Trie.from_docid_map(docid_map).pad(trie_shape(docid_map.vocabulary.eos))
+    trie = Trie.from_docid_map(docid_map).pad(roomy_shape(docid_map.vocabulary))
     return BeamSearch(weights(), trie, **settings)
 
 

@@ -17,22 +17,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.decoding._trie import Ranks, Subset, Trie, TrieShape, bucket
+from gr_jax.decoding._trie import Ranks, Subset, Trie, bucket
 from gr_jax.docids import DocidMap, DocidVocabulary, docid_map_from_tokens
 from gr_jax.errors import UserError
+from tests.decoding.reference_search import (
+    CODES,
+    LEVEL_SIZES,
+    LEVELS,
+    MOST,
+    make_map,
+    roomy_shape,
+)
 
 settings.register_profile("decoding", deadline=None, derandomize=True)
 settings.load_profile("decoding")
-
-LEVELS, CODES, MOST = 5, 6, 24
-SIZES = (CODES,) * LEVELS
-
-
-def make_map(docids) -> DocidMap:
-    codes = np.full((len(docids), LEVELS), -1)
-    for row, docid in zip(codes, docids, strict=True):
-        row[: len(docid)] = docid
-    return DocidMap(tuple(f"d{i}" for i in range(len(docids))), codes, SIZES)
 
 
 @st.composite
@@ -45,21 +43,6 @@ def docid_lists(draw, most: int = MOST):
     docids += draw(st.lists(st.sampled_from(docids), max_size=2))
     docids += [d[:-1] or d for d in draw(st.lists(st.sampled_from(docids), max_size=2))]
     return draw(st.permutations(docids))
-
-
-def roomy_shape(vocabulary: DocidVocabulary) -> TrieShape:
-    """A shape that every random case fits."""
-    return TrieShape(
-        vocabulary=vocabulary,
-        nodes=(CODES, *(MOST,) * (LEVELS - 1)),
-        branches=(CODES, *(MOST,) * (LEVELS - 2)),
-        fan_outs=SIZES,
-        ends=(True,) * LEVELS,
-        tail_start=1,
-        docids=MOST,
-        documents=MOST,
-        unique=False,
-    )
 
 
 def same_tries(one: Trie, other: Trie) -> None:
@@ -272,8 +255,8 @@ def test_one_document_and_none():
 def test_a_vocabulary_of_its_own():
     docid_map = make_map([(2, 2), (3,)])
     for vocabulary in (
-        DocidVocabulary(SIZES, eos=True),
-        DocidVocabulary(SIZES, eos=False, first_tokens=(0,) * LEVELS),
+        DocidVocabulary(LEVEL_SIZES, eos=True),
+        DocidVocabulary(LEVEL_SIZES, eos=False, first_tokens=(0,) * LEVELS),
     ):
         trie = Trie.from_docid_map(docid_map, vocabulary)
         assert trie.shape.vocabulary == vocabulary
@@ -284,9 +267,9 @@ def test_a_vocabulary_of_its_own():
 @pytest.mark.parametrize(
     ("docids", "vocabulary", "message"),
     [
-        ([(2, 2), (2,)], DocidVocabulary(SIZES), "end token"),
+        ([(2, 2), (2,)], DocidVocabulary(LEVEL_SIZES), "end token"),
         ([(2, 2)], DocidVocabulary((7,) * LEVELS), "levels"),
-        ([(2, 1)], DocidVocabulary(SIZES, first_tokens=(0,) * LEVELS), "level 1"),
+        ([(2, 1)], DocidVocabulary(LEVEL_SIZES, first_tokens=(0,) * LEVELS), "level 1"),
     ],
 )
 def test_a_vocabulary_that_cannot_spell_the_docids_is_refused(docids, vocabulary, message):
@@ -358,7 +341,7 @@ def test_pad_refuses_what_does_not_fit():
     shape = trie.shape
     same_tries(trie, trie.pad(shape))
     changes = [
-        {"vocabulary": DocidVocabulary(SIZES, eos=True)},
+        {"vocabulary": DocidVocabulary(LEVEL_SIZES, eos=True)},
         {"nodes": (1, 2)},
         {"nodes": (2,), "branches": (), "fan_outs": (2,)},
         {"branches": (0,)},
@@ -463,7 +446,9 @@ def test_a_capacity_gives_equal_shapes():
     [np.ones(3, bool), np.ones((2, 2), bool), np.array([2]), np.array([-1]), np.array([0.5])],
 )
 def test_subsets_of_other_documents_are_refused(keep):
-    trie = Trie.from_docid_map(make_map([(0,), (1,)])).pad(roomy_shape(DocidVocabulary(SIZES)))
+    trie = Trie.from_docid_map(make_map([(0,), (1,)])).pad(
+        roomy_shape(DocidVocabulary(LEVEL_SIZES))
+    )
     with pytest.raises(ValueError):
         trie.subset(keep)
 
@@ -487,7 +472,7 @@ MANY = [(a, b, c) for a in range(6) for b in range(6) for c in range(3)]
 @pytest.mark.parametrize("docids", [SHARED, MANY, [(2,)], [(a,) for a in range(6)]])
 def test_save_and_load(tmp_path, docids, mmap):
     docid_map = make_map(docids)
-    trie = Trie.from_docid_map(docid_map, DocidVocabulary(SIZES, True, (2,) * LEVELS))
+    trie = Trie.from_docid_map(docid_map, DocidVocabulary(LEVEL_SIZES, True, (2,) * LEVELS))
     for each in (trie, trie.bucketed(), jax.device_put(trie)):
         each.save(tmp_path / "trie", docid_map.fingerprint)
         again = Trie.load(tmp_path / "trie", fingerprint=docid_map.fingerprint, mmap=mmap)
@@ -617,7 +602,7 @@ def test_the_header_can_be_read_by_people(tmp_path):
     header = json.loads((tmp_path / "trie" / "trie.json").read_text())
     assert header["fingerprint"] == "f" * 64 and header["format"] == 2
     assert header["shape"]["docids"] == 5 and header["shape"]["documents"] == 6
-    assert header["shape"]["vocabulary"]["level_sizes"] == list(SIZES)
+    assert header["shape"]["vocabulary"]["level_sizes"] == list(LEVEL_SIZES)
 
 
 # --- changed maps
