@@ -18,6 +18,7 @@ SIZES = {
 }
 
 _ACTIVATIONS = ("gelu", "linear", "relu", "silu", "swish", "tanh", "sigmoid")
+_REMATS = ("none", "minimal", "full")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -42,6 +43,11 @@ class T5Config:
       logits_via_embedding: T5 1.0's tied output layer, whose input is divided by sqrt(emb_dim).
       relpos_buckets: relative position buckets.
       relpos_max_distance: distance from which on all positions share the last bucket.
+      relpos_per_layer: umT5's position biases: each layer has its own, not each stack.
+      scan_layers: parameters in the scanned layout, and one layer's program for all of a stack:
+        compiled in a fraction of the time where there are many layers.
+      remat: what the backward pass computes again instead of keeping it: `none`, `minimal` (all but
+        the products with parameters) or `full` (all of a layer).
       dtype: dtype of activations; parameters, softmax, norms and losses stay float32.
     """
 
@@ -59,6 +65,9 @@ class T5Config:
     logits_via_embedding: bool = False
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
+    relpos_per_layer: bool = False
+    scan_layers: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -83,6 +92,8 @@ class T5Config:
             )
         if self.dtype not in _DTYPES:
             raise UserError(f"T5Config.dtype is {self.dtype!r}: choose one of {', '.join(_DTYPES)}")
+        if self.remat not in _REMATS:
+            raise UserError(f"T5Config.remat is {self.remat!r}: choose one of {', '.join(_REMATS)}")
         if self.relpos_buckets < 4 or self.relpos_buckets % 2:
             raise UserError(
                 f"T5Config.relpos_buckets is {self.relpos_buckets}: it must be even, at least 4"
