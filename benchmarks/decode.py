@@ -51,11 +51,11 @@ TARGETS = {
 
 
 class Worker:
-    """`hugging_face.py --serve` under another Python."""
+    """A script of this folder, `hugging_face.py` for one, that serves under another Python."""
 
-    def __init__(self, python: str):
+    def __init__(self, python: str, script: str):
         self._process = subprocess.Popen(
-            [python, hf.__file__, "--serve"],
+            [python, script, "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -188,7 +188,7 @@ class Benchmark:
         np.savez(folder / "weights.npz", **weights)  # pyright: ignore[reportArgumentType]
         np.savez(folder / "docids.npz", tokens=tokens)
         dtype = options.hf_dtype
-        self.worker = Worker(options.torch_python)
+        self.worker = Worker(options.torch_python, hf.__file__)
         self.worker.ask(
             "load",
             config=MODEL,
@@ -311,6 +311,24 @@ def add_arguments(parser: argparse.ArgumentParser, cells: list[tuple[int, int]])
     parser.add_argument("--output", type=Path, help="also append the lines of JSON to this file")
 
 
+def add_hugging_face_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a benchmark that has Hugging Face beside it."""
+    parser.add_argument("--no_hf", action="store_true", help="time gr_jax alone")
+    parser.add_argument(
+        "--torch_python",
+        default=os.environ.get("GR_JAX_TORCH_PYTHON"),
+        help="a Python that has torch and transformers (default: $GR_JAX_TORCH_PYTHON)",
+    )
+
+
+def check_hugging_face_arguments(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> None:
+    """Ends the program where there is no Hugging Face to compare with."""
+    if not options.no_hf and not options.torch_python:
+        parser.error("name a Python that has torch with --torch_python, or say --no_hf")
+
+
 def write_record(record: dict[str, Any], output: Path | None) -> None:
     """One line of JSON, to standard output and at the end of a file."""
     line = json.dumps(record)
@@ -329,17 +347,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--docids", type=int, default=100_000, help="size of the corpus")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls per side and cell")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no_hf", action="store_true", help="time gr_jax alone")
-    parser.add_argument(
-        "--torch_python",
-        default=os.environ.get("GR_JAX_TORCH_PYTHON"),
-        help="a Python that has torch and transformers (default: $GR_JAX_TORCH_PYTHON)",
-    )
+    add_hugging_face_arguments(parser)
     options = parser.parse_args()
     if min(options.repeats, options.docids) < 1:
         parser.error("--repeats and --docids must be at least 1")
-    if not options.no_hf and not options.torch_python:
-        parser.error("name a Python that has torch with --torch_python, or say --no_hf")
+    check_hugging_face_arguments(parser, options)
     return options
 
 

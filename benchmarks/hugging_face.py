@@ -324,7 +324,7 @@ def _seven_digits(x: Any) -> Any:
     return [_seven_digits(y) for y in x] if isinstance(x, list) else float(f"{x:.7g}")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     import torch
     import transformers
 
@@ -393,7 +393,7 @@ def make_goldens() -> dict[str, Any]:
             cases[f"{model_name}/{corpus}"] = case
     return {
         "command": "python benchmarks/hugging_face.py --goldens tests/decoding/hf_goldens.json",
-        "versions": _versions(),
+        "versions": versions(),
         "cases": cases,
     }
 
@@ -418,6 +418,8 @@ class Worker:
       -> "gflops" of matrix products in the shape of a search's, in the loaded dtype
     """
 
+    OPS = ("info", "load", "generate", "matmul")
+
     def __init__(self):
         self.model: Any = None
         self.constraint: Any = None
@@ -426,7 +428,7 @@ class Worker:
     def info(self, _request: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        return {**_versions(), "threads": torch.get_num_threads()}
+        return {**versions(), "threads": torch.get_num_threads()}
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -483,18 +485,17 @@ class Worker:
         return {"gflops": 10 * 4 * 1600 * 512 * 1152 / float(np.median(times)) / 1e9}
 
 
-def serve() -> None:
-    """Answers requests until standard input ends; an exception is an answer too."""
+def serve(worker: Any) -> None:
+    """Answers requests by the worker's `OPS` until input ends; an exception is an answer too."""
     # the answers have stdout to themselves: what libraries print goes to stderr
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = Worker()
     for line in sys.stdin:
         if not line.strip():
             continue
         try:
             request = json.loads(line)
-            if request["op"] not in ("info", "load", "generate", "matmul"):
+            if request["op"] not in worker.OPS:
                 raise ValueError(f"unknown op {request['op']!r}")
             answer = getattr(worker, request["op"])(request)
         except Exception as error:  # the other side decides whether to go on
@@ -509,7 +510,7 @@ def main() -> None:
     action.add_argument("--goldens", type=Path, metavar="FILE", help="write the parity goldens")
     options = parser.parse_args()
     if options.serve:
-        serve()
+        serve(Worker())
     else:
         text = json.dumps(make_goldens(), separators=(",", ":"))
         options.goldens.write_text(text.replace('},"', '},\n"') + "\n", encoding="utf-8")
