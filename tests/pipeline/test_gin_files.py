@@ -5,9 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import gin
 import pytest
 
+import gin
 from gr_jax import RESOURCES, gin_config
 from gr_jax.errors import UserError
 from gr_jax.models import VARIANTS, T5Config
