@@ -3,7 +3,7 @@
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity, load_eval_parameters
 from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
-from gr_jax.training._optimizer import Optimizer, Schedule
+from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import (
     STANDARD_RULES,
     Partitioner,
@@ -11,6 +11,7 @@ from gr_jax.training._partitioning import (
     write_model_info,
 )
 from gr_jax.training._restriction import SOFTMAXES, Softmax
+from gr_jax.training._schedule import Schedule
 from gr_jax.training._step import StepMetrics, TrainState, init_state, train_step
 
 __all__ = [
