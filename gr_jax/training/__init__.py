@@ -1,5 +1,11 @@
 """Training: one jitted step on a mesh, checkpoints, metrics and the loop around them."""
 
+from gr_jax.training._adafactor import (
+    Adafactor,
+    AdafactorState,
+    adafactor_state_from_t5x,
+    adafactor_state_to_t5x,
+)
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity, load_eval_parameters
 from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
@@ -17,6 +23,8 @@ from gr_jax.training._step import StepMetrics, TrainState, init_state, train_ste
 __all__ = [
     "SOFTMAXES",
     "STANDARD_RULES",
+    "Adafactor",
+    "AdafactorState",
     "Checkpoints",
     "Interrupted",
     "MetricsWriter",
@@ -29,6 +37,8 @@ __all__ = [
     "StepMetrics",
     "TrainConfig",
     "TrainState",
+    "adafactor_state_from_t5x",
+    "adafactor_state_to_t5x",
     "init_state",
     "load_eval_parameters",
     "make_mesh",
