@@ -1,9 +1,15 @@
 """Training: one jitted step on a mesh, checkpoints, metrics and the loop around them."""
 
+from gr_jax.training._adafactor import (
+    Adafactor,
+    AdafactorState,
+    adafactor_state_from_t5x,
+    adafactor_state_to_t5x,
+)
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity, load_eval_parameters
 from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
-from gr_jax.training._optimizer import Optimizer, Schedule
+from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import (
     STANDARD_RULES,
     Partitioner,
@@ -11,11 +17,14 @@ from gr_jax.training._partitioning import (
     write_model_info,
 )
 from gr_jax.training._restriction import SOFTMAXES, Softmax
+from gr_jax.training._schedule import Schedule
 from gr_jax.training._step import StepMetrics, TrainState, init_state, train_step
 
 __all__ = [
     "SOFTMAXES",
     "STANDARD_RULES",
+    "Adafactor",
+    "AdafactorState",
     "Checkpoints",
     "Interrupted",
     "MetricsWriter",
@@ -28,6 +37,8 @@ __all__ = [
     "StepMetrics",
     "TrainConfig",
     "TrainState",
+    "adafactor_state_from_t5x",
+    "adafactor_state_to_t5x",
     "init_state",
     "load_eval_parameters",
     "make_mesh",

@@ -23,9 +23,10 @@ from gr_jax.errors import UserError
 from gr_jax.models import T5Config
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity
 from gr_jax.training._metrics import MetricsWriter
-from gr_jax.training._optimizer import Optimizer, Schedule
+from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import Partitioner, write_model_info
 from gr_jax.training._restriction import SOFTMAXES, Softmax, make_restriction
+from gr_jax.training._schedule import Schedule
 from gr_jax.training._step import TrainState, abstract_state, init_state, train_step
 
 

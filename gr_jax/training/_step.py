@@ -12,7 +12,8 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from gr_jax.models import T5Config, cross_entropy_loss, decode_train, init_parameters
+from gr_jax.errors import UserError
+from gr_jax.models import LossSums, T5Config, cross_entropy_loss, decode_train, init_parameters
 from gr_jax.training._partitioning import Partitioner
 from gr_jax.training._restriction import Restriction
 
@@ -39,7 +40,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Means over the batch's target tokens, as device scalars."""
+    """Means over the batch's target tokens, and the norm of all gradients, as device scalars."""
 
     loss: Float[Array, ""]
     z_loss: Float[Array, ""]
@@ -49,7 +50,7 @@ class StepMetrics(NamedTuple):
 
 def init_state(
     config: T5Config,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     partitioner: Partitioner,
     *,
     seed: int,
@@ -61,7 +62,10 @@ def init_state(
 
 @functools.lru_cache(maxsize=8)
 def _initializer(
-    config: T5Config, optimizer: optax.GradientTransformation, partitioner: Partitioner, ema: bool
+    config: T5Config,
+    optimizer: optax.GradientTransformationExtraArgs,
+    partitioner: Partitioner,
+    ema: bool,
 ) -> Callable[[Array], TrainState]:
     param_shardings = partitioner.parameters(config)
 
@@ -75,7 +79,7 @@ def _initializer(
 
 def abstract_state(
     config: T5Config,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     partitioner: Partitioner,
     *,
     ema: bool = False,
@@ -88,7 +92,9 @@ def abstract_state(
     )
 
 
-def _shapes(config: T5Config, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+def _shapes(
+    config: T5Config, optimizer: optax.GradientTransformationExtraArgs, ema: bool
+) -> TrainState:
     return jax.eval_shape(
         lambda: _fresh(init_parameters(config, jax.random.key(0)), optimizer, ema)
     )
@@ -96,7 +102,7 @@ def _shapes(config: T5Config, optimizer: optax.GradientTransformation, ema: bool
 
 def state_shardings(
     config: T5Config,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     partitioner: Partitioner,
     ema: bool,
 ) -> TrainState:
@@ -127,7 +133,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 
-def _fresh(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+def _fresh(params: Any, optimizer: optax.GradientTransformationExtraArgs, ema: bool) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -138,7 +144,16 @@ def _fresh(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> T
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "optimizer", "rules", "label_smoothing", "z_loss", "ema_decay"),
+    static_argnames=(
+        "config",
+        "optimizer",
+        "rules",
+        "label_smoothing",
+        "z_loss",
+        "loss_normalizing_factor",
+        "ema_decay",
+        "microbatches",
+    ),
     donate_argnames=("state",),
 )
 def train_step(
@@ -149,11 +164,13 @@ def train_step(
     restriction: Restriction | None = None,
     *,
     config: T5Config,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     rules: tuple[tuple[str, str | None], ...],
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    loss_normalizing_factor: float | None = None,
     ema_decay: float = 0.0,
+    microbatches: int = 1,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of gradient descent.
 
@@ -164,18 +181,26 @@ def train_step(
       dropout_key: of the run; the step is folded in.
       restriction: the tokens that the softmax is over; None for the whole target vocabulary.
       config: the model.
-      optimizer: gives updates for a learning rate of 1; see `Optimizer.make`.
+      optimizer: see `Optimizer.make`.
       rules: logical axis rules of the partitioner.
       label_smoothing: mass spread over the tokens that the softmax is over.
       z_loss: weight of log(Z)^2.
+      loss_normalizing_factor: what the sum of the tokens' losses is divided by before its gradient
+        is taken; None for the number of target tokens. Metrics are always means.
       ema_decay: of the parameter average, if the state has one.
+      microbatches: parts that the rows are worked through in, one after the other.
 
     Returns:
       The next state and this step's metrics.
+
+    Raises:
+      UserError: the rows do not divide by `microbatches`.
     """
     key = jax.random.fold_in(dropout_key, state.step)
+    tokens = jnp.maximum((batch["decoder_target_tokens"] > 0).sum().astype(jnp.float32), 1.0)
+    divisor = tokens if loss_normalizing_factor is None else loss_normalizing_factor
 
-    def loss_fn(params):
+    def loss_fn(params, batch, key):
         with nn.logical_axis_rules(list(rules)):
             logits = decode_train(config, params, batch, key if config.dropout_rate else None)
         targets, segments = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
@@ -189,17 +214,56 @@ def train_step(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
-        weight = jnp.maximum(sums.weight, 1.0)
-        return sums.loss / weight, (sums.z_loss / weight, sums.correct / weight)
+        return sums.loss / divisor, sums
 
-    (loss, (z, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(lambda u: learning_rate * u, updates)
+    gradients = jax.grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        grads, sums = gradients(state.params, batch, key)
+    else:
+        grads, sums = _accumulated(gradients, state.params, batch, key, rules, microbatches)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, learning_rate=learning_rate
+    )
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
         # a short memory at first, so that the average forgets the initialisation
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
-    metrics = StepMetrics(loss, z, accuracy, optax.tree.norm(grads))
+    metrics = StepMetrics(
+        sums.loss / tokens, sums.z_loss / tokens, sums.correct / tokens, optax.tree.norm(grads)
+    )
     return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+def _accumulated(
+    gradients: Callable[[Any, Any, Array], tuple[Any, LossSums]],
+    params: Any,
+    batch: dict[str, Int[Array, "rows _"]],
+    key: Array,
+    rules: tuple[tuple[str, str | None], ...],
+    microbatches: int,
+) -> tuple[Any, LossSums]:
+    """`gradients` and sums of the whole batch, with the activations of a part of it in memory."""
+    rows = len(batch["decoder_target_tokens"])
+    if rows % microbatches:
+        raise UserError(
+            f"TrainConfig.microbatches={microbatches} does not divide the batch's {rows} rows"
+        )
+
+    def part(x: Int[Array, "rows _"]) -> Int[Array, "microbatches part _"]:
+        # every n-th row: each device keeps the rows that it has, and parts are equally full
+        x = x.reshape(rows // microbatches, microbatches, -1).swapaxes(0, 1)
+        with nn.logical_axis_rules(list(rules)):
+            return nn.with_logical_constraint(x, (None, "batch", None))  # pyright: ignore[reportReturnType]
+
+    def add(total, this):
+        index, rows = this
+        more = gradients(params, rows, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, more), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+    nothing = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+    parts = (jnp.arange(microbatches), jax.tree.map(part, batch))
+    total, _ = jax.lax.scan(add, (zeros, nothing), parts)
+    return total
