@@ -69,6 +69,35 @@ def _parser() -> argparse.ArgumentParser:
         "--exact", action="store_true", help="score every document instead of searching"
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    convert = verbs.add_parser("convert", help="write a T5 checkpoint in another format")
+    convert.add_argument("source", metavar="SRC", help="a checkpoint of any format")
+    convert.add_argument("destination", metavar="DST", help="a directory that does not exist yet")
+    convert.add_argument(
+        "--to",
+        choices=("hf", "t5x", "t5x-orbax"),
+        default="hf",
+        help="Hugging Face's safetensors, t5x's own format, or t5x's Orbax format (%(default)s)",
+    )
+    convert.add_argument(
+        "--scanned", action="store_true", help="t5x's scalable_t5 layout, all layers in one array"
+    )
+    convert.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="default: as it is in the source"
+    )
+    convert.add_argument(
+        "--optimizer",
+        choices=("keep", "drop"),
+        default="drop",
+        help="t5x's optimizer state, between t5x's formats (%(default)s)",
+    )
+
+    inspect = verbs.add_parser("inspect", help="what a T5 checkpoint holds")
+    inspect.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any format")
+    inspect.add_argument(
+        "--no_fingerprint", action="store_true", help="names and shapes only: reads no parameter"
+    )
+    inspect.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -173,12 +202,44 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(args: argparse.Namespace) -> int:
+    from gr_jax.checkpoints import convert
+
+    written = convert(
+        args.source,
+        args.destination,
+        to=args.to,
+        scanned=args.scanned,
+        dtype=args.dtype,
+        optimizer=args.optimizer == "keep",
+    )
+    print(f"{written.path}: {written.format}, {written.nbytes:,} bytes of parameters")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from gr_jax.checkpoints import describe, describe_text, open_checkpoint
+
+    source, digest = open_checkpoint(args.checkpoint), not args.no_fingerprint
+    if args.json:
+        print(json.dumps(describe(source, digest=digest)))
+    else:
+        print(describe_text(source, digest=digest))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     args = _parser().parse_args(argv)
     quiet_libraries()
     try:
-        verbs = {"quickstart": _quickstart, "search": _search, "eval": _eval}
+        verbs = {
+            "quickstart": _quickstart,
+            "search": _search,
+            "eval": _eval,
+            "convert": _convert,
+            "inspect": _inspect,
+        }
         return verbs[args.verb](args)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -13,13 +13,22 @@ from pathlib import Path
 from gr_jax.errors import UserError
 
 _WRONG_PATHS = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+_TENSORSTORE_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns "disk full" and "not writable" into one line that names `path`."""
+    """Turns "disk full" and "not writable" into one line that names `path`.
+
+    TensorStore puts the error's number into a ValueError.
+    """
     try:
         yield
+    except ValueError as error:
+        if (number := _TENSORSTORE_ERROR.search(str(error))) is None:
+            raise
+        with disk_errors(path):
+            raise OSError(int(number[1]), str(error)) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: the disk is full; free some space and run again") from error

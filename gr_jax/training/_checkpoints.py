@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, identity: RunIdentity) -> None:
         """Starts to save; returns as soon as the arrays are copied."""
-        with _save_errors(self._directory):
+        with disk_errors(self._directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -82,7 +81,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what was started is on disk."""
-        with _save_errors(self._directory):
+        with disk_errors(self._directory):
             self._manager.wait_until_finished()
 
     def identity(self, step: int) -> RunIdentity:
@@ -160,19 +159,6 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
         key = next(k for k in sorted(theirs | ours) if theirs.get(k) != ours.get(k))
         return _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
     return f"{name}={theirs}, this run has {ours}"
-
-
-@contextlib.contextmanager
-def _save_errors(path: Path) -> Iterator[None]:
-    """`disk_errors`, also for TensorStore, which puts the error's number into a ValueError."""
-    try:
-        with disk_errors(path):
-            yield
-    except ValueError as error:
-        if number := re.search(r"os_error_code='(\d+)'", str(error)):
-            with disk_errors(path):
-                raise OSError(int(number[1]), str(error)) from error
-        raise
 
 
 @contextlib.contextmanager

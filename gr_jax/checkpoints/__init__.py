@@ -1,0 +1,33 @@
+"""T5 checkpoints of every format, read lazily and slice by slice, and written one array at a time.
+
+Hugging Face safetensors (T5, T5 1.1, Flan, mT5, ByT5, umT5), t5x's own format, t5x's Orbax format
+in both layouts, and gr_jax's own Orbax checkpoints; see docs/checkpoints.md.
+"""
+
+from gr_jax.checkpoints._convert import convert, describe, describe_text
+from gr_jax.checkpoints._fingerprint import fingerprint
+from gr_jax.checkpoints._hugging_face_write import write_hugging_face
+from gr_jax.checkpoints._lazy import LazyArray
+from gr_jax.checkpoints._load import initialise_from, load_parameters, new_parameters
+from gr_jax.checkpoints._open import open_checkpoint
+from gr_jax.checkpoints._shapes import parameter_shapes
+from gr_jax.checkpoints._source import ParameterSource, from_parameters
+from gr_jax.checkpoints._t5x_write import write_t5x_legacy, write_t5x_orbax
+
+__all__ = [
+    "LazyArray",
+    "ParameterSource",
+    "convert",
+    "describe",
+    "describe_text",
+    "fingerprint",
+    "from_parameters",
+    "initialise_from",
+    "load_parameters",
+    "new_parameters",
+    "open_checkpoint",
+    "parameter_shapes",
+    "write_hugging_face",
+    "write_t5x_legacy",
+    "write_t5x_orbax",
+]

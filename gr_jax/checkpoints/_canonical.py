@@ -1,0 +1,104 @@
+"""Between the layouts of a T5's parameters, as views: nothing is read until it is asked for.
+
+`layers`: t5x's `examples/t5`: a subtree per layer, kernels [embed, heads * kv].
+`heads`: `examples/scalable_t5` without scan: a subtree per layer, kernels [embed, heads, kv].
+`scanned`: `examples/scalable_t5`: `encoder/encoder`, layers on axis 1, [embed, layers, heads, kv].
+`stacked`: gr_jax's scanned layout: the same with [embed, layers, heads * kv].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from gr_jax.checkpoints._lazy import LazyArray, merge_axes, split_axis, stack, take
+from gr_jax.checkpoints._shapes import RELPOS, same_function
+from gr_jax.errors import UserError
+from gr_jax.models._layout import LAYER_AXIS, layer_name, scanned_name
+
+_ATTENTION = re.compile(r".*attention/(query|key|value|out)/kernel")
+_IN_LAYER = re.compile(r"(encoder|decoder)/layers_\d+/")
+_LAYER_BIAS = re.compile(rf"(encoder|decoder)/layers_(\d+)/{RELPOS}")
+
+
+def canonical(
+    path: str, raw: Mapping[str, LazyArray]
+) -> tuple[dict[str, LazyArray], str, int | None]:
+    """The `layers` layout of parameters in any layout.
+
+    Returns:
+      The parameters, the layout they lie in, and the number of heads where the layout tells.
+
+    Raises:
+      UserError: a parameter has as many axes as it has in no layout.
+    """
+    layout, num_heads = "layers", None
+    leaves: dict[str, LazyArray] = {}
+    for name, leaf in raw.items():
+        if layer_name(name, 0) is None:
+            parts = [(name, leaf)]
+        elif len(leaf.shape) > LAYER_AXIS:
+            layout = "stacked" if layout == "layers" else layout
+            layers = range(leaf.shape[LAYER_AXIS])
+            parts = [(layer_name(name, i) or "", take(leaf, i, LAYER_AXIS)) for i in layers]
+        else:
+            raise UserError(f"{path}: {name} is {leaf.shape}: scanned, it has no axis of layers")
+        for part, array in parts:
+            match = _ATTENTION.fullmatch(part)
+            if match and len(array.shape) == 3:
+                layout = "heads" if part == name else "scanned"
+                at = 0 if match[1] == "out" else 1
+                num_heads = array.shape[at]
+                array = merge_axes(array, at)
+            leaves[part] = array
+    return _share_position_biases(leaves), layout, num_heads
+
+
+def _share_position_biases(leaves: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """Biases per layer that are equal in each stack, as one per stack: it is the same function."""
+    biases: dict[str, list[str]] = {"encoder": [], "decoder": []}
+    for name in leaves:
+        if match := _LAYER_BIAS.fullmatch(name):
+            biases[match[1]].append(name)
+    if not all(biases.values()):
+        return leaves
+    for names in biases.values():
+        first = leaves[names[0]]
+        if not all(same_function(first, leaves[name]) for name in names[1:]):
+            return leaves
+    shared = {f"{stack}/{RELPOS}": leaves[names[0]] for stack, names in biases.items()}
+    return {n: leaf for n, leaf in leaves.items() if not _LAYER_BIAS.fullmatch(n)} | shared
+
+
+def per_layer_biases(leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """The same with a bias per layer: a shared one stands in every layer of its stack."""
+    shared = {stack: leaves.get(f"{stack}/{RELPOS}") for stack in ("encoder", "decoder")}
+    out = {n: leaf for n, leaf in leaves.items() if n not in (f"{s}/{RELPOS}" for s in shared)}
+    for name in leaves:
+        if (match := _IN_LAYER.match(name)) and (bias := shared[match[1]]) is not None:
+            out[f"{match[0]}{RELPOS}"] = bias
+    return out
+
+
+def stacked(leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """The `stacked` layout of the `layers` layout; position biases stay as they are."""
+    out: dict[str, LazyArray] = {}
+    layers: dict[str, dict[int, LazyArray]] = {}
+    for name, leaf in leaves.items():
+        if (place := scanned_name(name)) is None:
+            out[name] = leaf
+        else:
+            layers.setdefault(place[0], {})[place[1]] = leaf
+    for name, found in layers.items():
+        out[name] = stack([found[i] for i in range(len(found))], LAYER_AXIS)
+    return out
+
+
+def scanned(leaves: Mapping[str, LazyArray], head_dim: int) -> dict[str, LazyArray]:
+    """The `scanned` layout of the `layers` layout, which has a position bias in every layer."""
+    heads: dict[str, LazyArray] = {}
+    for name, leaf in per_layer_biases(leaves).items():
+        match = _ATTENTION.fullmatch(name)
+        at = 0 if match and match[1] == "out" else 1
+        heads[name] = split_axis(leaf, at, head_dim) if match else leaf
+    return stacked(heads)

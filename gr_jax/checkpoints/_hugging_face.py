@@ -1,0 +1,233 @@
+"""Hugging Face's safetensors: names, and reading slices of them.
+
+The header of the files says what a model has. `config.json` is only asked for what no header tells
+(activation function, distances, dropout, where docid tokens begin): transformers 5 writes
+`tie_word_embeddings: true` whatever the model is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import safe_open
+
+from gr_jax.checkpoints._lazy import Index, LazyArray, rows, transpose
+from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_function
+from gr_jax.checkpoints._source import ParameterSource, damage, make_source
+from gr_jax.errors import UserError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+OFFSET = "docid_token_offset"
+FINGERPRINT = "docid_fingerprint"
+SHARED = "shared.weight"
+LM_HEAD = "lm_head.weight"
+
+# safetensors' names of dtypes
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+_MLP = ("wi", "wi_0", "wi_1", "wo")
+_PROJECTIONS = {"q": "query", "k": "key", "v": "value", "o": "out"}
+
+
+def _sublayers(stack: str) -> dict[str, str]:
+    """Hugging Face's names within a block -> t5x's within a layer."""
+    attentions = [("SelfAttention", "attention", "pre_attention_layer_norm")]
+    if stack == "decoder":
+        attentions = [
+            ("SelfAttention", "self_attention", "pre_self_attention_layer_norm"),
+            ("EncDecAttention", "encoder_decoder_attention", "pre_cross_attention_layer_norm"),
+        ]
+    names = {}
+    for i, (theirs, ours, norm) in enumerate(attentions):
+        names[f"layer.{i}.layer_norm.weight"] = f"{norm}/scale"
+        for letter, projection in _PROJECTIONS.items():
+            names[f"layer.{i}.{theirs}.{letter}.weight"] = f"{ours}/{projection}/kernel"
+    last = len(attentions)
+    names["layer.0.SelfAttention.relative_attention_bias.weight"] = RELPOS
+    names[f"layer.{last}.layer_norm.weight"] = "pre_mlp_layer_norm/scale"
+    for name in _MLP:
+        names[f"layer.{last}.DenseReluDense.{name}.weight"] = f"mlp/{name}/kernel"
+    return names
+
+
+_SUBLAYERS = {stack: _sublayers(stack) for stack in ("encoder", "decoder")}
+_OURS = {stack: {v: k for k, v in names.items()} for stack, names in _SUBLAYERS.items()}
+_BLOCK = re.compile(r"(encoder|decoder)\.block\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+# a table that transformers never used and that old files still hold
+_UNUSED = re.compile(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\..*")
+
+
+def is_transposed(name: str) -> bool:
+    """Whether Hugging Face holds the parameter (t5x's name) transposed."""
+    return name.endswith(("kernel", "rel_embedding"))
+
+
+def t5x_name(theirs: str) -> str | None:
+    """`encoder.block.3.layer.0.SelfAttention.q.weight` -> t5x's name; None for a table or a head.
+
+    A block's position biases are given as the layer's.
+    """
+    if match := _BLOCK.fullmatch(theirs):
+        stack, layer, rest = match.groups()
+        ours = _SUBLAYERS[stack].get(rest)
+        return ours and f"{stack}/layers_{layer}/{ours}"
+    for stack in ("encoder", "decoder"):
+        if theirs == f"{stack}.final_layer_norm.weight":
+            return f"{stack}/{stack}_norm/scale"
+    return None
+
+
+def hugging_face_name(ours: str) -> str:
+    """Hugging Face's name of a parameter; a bias that a stack shares stands in its first block."""
+    tables = {EMBEDDING: SHARED, HEAD: LM_HEAD}
+    for stack in ("encoder", "decoder"):
+        bias = _OURS[stack][RELPOS]
+        tables[f"{stack}/{RELPOS}"] = f"{stack}.block.0.{bias}"
+        tables[f"{stack}/{stack}_norm/scale"] = f"{stack}.final_layer_norm.weight"
+    if match := _LAYER.fullmatch(ours):
+        stack, layer, rest = match.groups()
+        return f"{stack}.block.{layer}.{_OURS[stack][rest]}"
+    return tables[ours]
+
+
+def open_hugging_face(path: Path) -> ParameterSource:
+    """A folder with `model.safetensors` or its shards, or one safetensors file.
+
+    Raises:
+      UserError: a file is missing or cut, or it is no T5.
+    """
+    folder = path if path.is_dir() else path.parent
+    tensors = _tensors(path)
+    config = _config(folder / CONFIG)
+    shared = _table(path, tensors)
+    offset = config.get(OFFSET)
+    if offset is not None and not 0 < offset < shared.shape[0]:
+        raise UserError(
+            f"{folder / CONFIG}: {OFFSET} is {offset}, but {SHARED} has {shared.shape[0]} rows"
+        )
+    source_rows = shared.shape[0] if offset is None else offset
+    raw = {EMBEDDING: rows(shared, 0, source_rows)}
+    if offset is not None:
+        raw[TARGET_EMBEDDING] = rows(shared, offset, shared.shape[0])
+    head = tensors.pop(LM_HEAD, None)
+    # old files write the tied head of T5 1.0 out
+    if head is not None and not same_function(head, shared):
+        own = head if offset is None else rows(head, offset, head.shape[0])
+        raw[HEAD] = transpose(own)
+    for theirs, tensor in tensors.items():
+        name = t5x_name(theirs)
+        if name is None and _UNUSED.fullmatch(theirs):
+            continue
+        if name is None:
+            raise UserError(f"{path}: not a T5 that gr-jax knows: it has {theirs}")
+        raw[name] = transpose(tensor) if is_transposed(name) else tensor
+    return make_source(
+        str(path),
+        "hugging face",
+        _biases(raw),
+        known=_known(folder / CONFIG, config),
+        docid_fingerprint=config.get(FINGERPRINT),
+        record=config,
+    )
+
+
+def _tensors(path: Path) -> dict[str, LazyArray]:
+    """Every tensor of a file or of a folder's shards."""
+    index = path / INDEX
+    if path.is_dir() and not (path / WEIGHTS).exists() and index.exists():
+        with damage(index, "damaged"):
+            weights = json.loads(index.read_text("utf-8"))["weight_map"]
+        files = sorted(set(weights.values()))
+        tensors = {}
+        for name in files:
+            if not (path / name).is_file():
+                raise UserError(f"{path / name}: missing, {INDEX} names it; copy it there")
+            tensors |= _open_file(path / name)
+        if lost := sorted(weights.keys() - tensors.keys()):
+            raise UserError(f"{path / weights[lost[0]]}: has no {lost[0]}, {INDEX} says it has")
+        return tensors
+    return _open_file(path / WEIGHTS if path.is_dir() else path)
+
+
+def _open_file(path: Path) -> dict[str, LazyArray]:
+    with damage(path, "not a whole safetensors file"):
+        stream = safe_open(path, framework="np")
+        tensors = {}
+        for name in stream.keys():  # noqa: SIM118  safe_open is no mapping
+            tensor = stream.get_slice(name)
+            dtype = DTYPES.get(tensor.get_dtype())
+            if dtype is None:
+                raise UserError(
+                    f"{path}: {name} is {tensor.get_dtype()}: only {', '.join(DTYPES)} can be read"
+                )
+            tensors[name] = LazyArray(tuple(tensor.get_shape()), dtype, _reader(path, tensor))
+    return tensors
+
+
+def _reader(path: Path, tensor: Any):
+    def fetch(index: Index) -> np.ndarray:
+        with damage(path, "cannot be read"):
+            return np.asarray(tensor[index or ...])
+
+    return fetch
+
+
+def _table(path: Path, tensors: dict[str, LazyArray]) -> LazyArray:
+    """Takes the one token table out of `tensors`, under whichever of its names it was written."""
+    names = (SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    found = [(name, tensors.pop(name)) for name in names if name in tensors]
+    if not found:
+        raise UserError(f"{path}: not a T5: it has no {SHARED}")
+    for name, table in found[1:]:
+        if not same_function(found[0][1], table):
+            raise UserError(
+                f"{path}: {found[0][0]} and {name} differ; gr-jax's T5 has one table for both"
+            )
+    return found[0][1]
+
+
+def _biases(raw: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """Position biases in the first blocks only are those of the stacks: it is no umT5."""
+    biases = [name for name in raw if name.endswith(RELPOS)]
+    if all("/layers_0/" in name for name in biases):
+        for name in biases:
+            raw[name.replace("layers_0/", "")] = raw.pop(name)
+    return raw
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    with damage(path, "damaged"):
+        return dict(json.loads(path.read_text("utf-8")))
+
+
+def _known(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    if projection := config.get("feed_forward_proj"):
+        *gated, name = projection.split("-")
+        if name == "gelu" and not gated:
+            raise UserError(f"{path}: feed_forward_proj is the exact GELU; gr-jax has gelu_new")
+        name = "gelu" if name == "gelu_new" else name
+        known["mlp_activations"] = (name, "linear") if gated else (name,)
+    if (distance := config.get("relative_attention_max_distance")) is not None:
+        known["relpos_max_distance"] = distance
+    if (rate := config.get("dropout_rate")) is not None:
+        known["dropout_rate"] = rate
+    if config.get("layer_norm_epsilon", 1e-6) != 1e-6:
+        raise UserError(f"{path}: layer_norm_epsilon is not 1e-6, which gr-jax's T5 always has")
+    return known

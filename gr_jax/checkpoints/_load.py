@@ -1,0 +1,205 @@
+"""From a checkpoint to parameters on devices: each process reads what its devices hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding, SingleDeviceSharding
+from jaxtyping import Array
+
+from gr_jax.checkpoints._canonical import per_layer_biases, stacked
+from gr_jax.checkpoints._lazy import LazyArray, cast, zeros
+from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING, parameter_shapes
+from gr_jax.checkpoints._source import ParameterSource
+from gr_jax.errors import UserError
+from gr_jax.models import T5Config, init_parameters
+
+# the axis along which a table has a row per token
+_VOCABULARY_AXIS = {EMBEDDING: 0, TARGET_EMBEDDING: 0, HEAD: 1}
+
+
+def new_parameters(
+    source: ParameterSource, config: T5Config, *, resized: Collection[str] = ()
+) -> frozenset[str]:
+    """The parameters of `config` that the checkpoint cannot give, or not all of.
+
+    These are the docid tables, where the checkpoint has none, and the `resized` tables that have
+    more rows in the model.
+    """
+    new = {TARGET_EMBEDDING, HEAD} if _gains_docids(source, config) else set()
+    for name in resized:
+        axis = _VOCABULARY_AXIS[name]
+        if name in source.leaves and source.leaves[name].shape[axis] < _shapes(config)[name][axis]:
+            new.add(name)
+    return frozenset(new & _shapes(config).keys())
+
+
+def load_parameters(
+    source: ParameterSource,
+    config: T5Config,
+    shardings: Any = None,
+    *,
+    dtype: Any = "float32",
+    fresh: Mapping[str, Array] | None = None,
+    resized: Collection[str] = (),
+) -> Any:
+    """The parameter tree of `config`, read from a checkpoint.
+
+    Args:
+      source: the checkpoint. Position biases that a stack shares are given to every layer of a
+        model that has them per layer.
+      config: the model, in either layout.
+      shardings: tree of `Sharding`s like the parameters'; None puts all on the default device. Only
+        the slices of this process's devices are read.
+      dtype: of the parameters; others are rounded.
+      fresh: values of the parameters that `new_parameters` names; they must be in their shardings.
+      resized: tables (`token_embedder/embedding`, `target_embedder/embedding`,
+        `decoder/logits_dense/kernel`) that may have more rows in the checkpoint, which are left
+        away, or fewer, in which case `fresh` has the others.
+
+    Raises:
+      UserError: the checkpoint is of another model, and how; or it is damaged.
+    """
+    new = new_parameters(source, config, resized=resized)
+    fresh = fresh or {}
+    _check(source, config, new - fresh.keys(), resized)
+    leaves = dict(source.leaves)
+    if config.relpos_per_layer:
+        leaves = per_layer_biases(leaves)
+    if config.scan_layers:
+        leaves = stacked(leaves)
+    placed = _flat(shardings)
+    default = SingleDeviceSharding(jax.devices()[0])
+    out = {}
+    for name, shape in _shapes(config).items():
+        sharding = default if placed is None else placed[name]
+        if name in new and name not in resized:
+            out[name] = fresh[name]
+            continue
+        leaf = cast(leaves[name], np.dtype(dtype))
+        out[name] = _place(leaf, shape, sharding)
+        if name in new:
+            axis = _VOCABULARY_AXIS[name]
+            out[name] = _join(out[name], fresh[name], leaf.shape[axis], axis, sharding)
+    return unflatten_dict(out, sep="/")
+
+
+def initialise_from(
+    source: ParameterSource,
+    config: T5Config,
+    key: Array,
+    shardings: Any = None,
+    *,
+    resized: Collection[str] = (),
+) -> Any:
+    """`load_parameters`, in float32, with freshly initialised values for what is new.
+
+    Only the new parameters are initialised, in their shardings.
+
+    Raises:
+      UserError: the checkpoint is of another model, and how; or it is damaged.
+    """
+    new = new_parameters(source, config, resized=resized)
+    _check(source, config, frozenset(), resized)
+    placed = _flat(shardings)
+    fresh: Mapping[str, Array] = {}
+    if new:
+
+        def init(key: Array) -> dict[str, Array]:
+            tree = _flat(init_parameters(config, key)) or {}
+            return {name: tree[name] for name in new}  # the others are never computed
+
+        out = None if placed is None else {name: placed[name] for name in new}
+        fresh = jax.jit(init, out_shardings=out)(key)
+    return load_parameters(source, config, shardings, fresh=fresh, resized=resized)
+
+
+def _flat(tree: Any) -> dict[str, Any] | None:
+    return None if tree is None else dict(flatten_dict(tree, sep="/"))
+
+
+def _gains_docids(source: ParameterSource, config: T5Config) -> bool:
+    """Whether the model has docid tokens and the checkpoint is of a model of text."""
+    return config.target_vocab_size is not None and TARGET_EMBEDDING not in source.leaves
+
+
+def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    """`parameter_shapes` in the layout of `config`."""
+    shapes = parameter_shapes(config)
+    if not config.scan_layers:
+        return shapes
+    scalar = LazyArray.of(np.zeros((), np.float32))
+    views = {name: zeros(shape, like=scalar) for name, shape in shapes.items()}
+    return {name: view.shape for name, view in stacked(views).items()}
+
+
+def _check(
+    source: ParameterSource, config: T5Config, missing: Collection[str], resized: Collection[str]
+) -> None:
+    """Refuses a checkpoint of another model, by the first parameter in which they differ."""
+    if missing:
+        raise UserError(
+            f"{source.path}: has no {min(missing)} for this model; initialise it afresh"
+        )
+    docids = _gains_docids(source, config)
+    wanted = parameter_shapes(config)
+    have = source.leaves
+    if config.relpos_per_layer:
+        have = per_layer_biases(have)
+    for name, shape in wanted.items():
+        if docids and name in (TARGET_EMBEDDING, HEAD):
+            continue
+        if name not in have:
+            raise UserError(f"{source.path}: has no {name}, which the model has; {_advice(name)}")
+        given = list(have[name].shape)
+        if name in resized:
+            given[_VOCABULARY_AXIS[name]] = shape[_VOCABULARY_AXIS[name]]
+        if tuple(given) != shape:
+            raise UserError(
+                f"{source.path}: {name} is {have[name].shape}, the model's is {shape}; "
+                + ("declare the table resized, or " if name in _VOCABULARY_AXIS else "")
+                + "give the model the checkpoint's shape"
+            )
+    unused = have.keys() - wanted.keys() - ({HEAD} if docids else set())
+    if unused:
+        name = min(unused)
+        raise UserError(f"{source.path}: has {name}, which the model has not; {_advice(name)}")
+
+
+def _advice(name: str) -> str:
+    if name == HEAD:
+        return "T5Config.logits_via_embedding says whether the output layer is the token table"
+    if name == TARGET_EMBEDDING:
+        return "T5Config.target_vocab_size says whether docids have a vocabulary of their own"
+    if name.endswith("rel_embedding"):
+        return "T5Config.relpos_per_layer says whether each layer has its position biases"
+    return "their depths or activation functions differ"
+
+
+def _place(leaf: LazyArray, shape: tuple[int, ...], sharding: Sharding) -> Array:
+    """An array on its devices; rows that the checkpoint has not are zeros."""
+    read: dict[Any, np.ndarray] = {}  # replicas hold the same slice: read it once
+
+    def callback(index: tuple[slice, ...] | None) -> np.ndarray:
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
+        if bounds not in read:
+            part = leaf.read([slice(a, b) for a, b in bounds])
+            lacking = [(0, b - a - n) for (a, b), n in zip(bounds, part.shape, strict=True)]
+            read[bounds] = np.pad(part, lacking) if any(n for _, n in lacking) else part
+        return read[bounds]
+
+    return jax.make_array_from_callback(shape, sharding, callback)
+
+
+def _join(read: Array, fresh: Array, count: int, axis: int, sharding: Sharding) -> Array:
+    """The first `count` tokens' rows of `read`, the other rows of `fresh`."""
+
+    def join(read: Array, fresh: Array) -> Array:
+        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, read.shape, axis) < count, read, fresh)
+
+    return jax.jit(join, out_shardings=sharding)(read, fresh)

@@ -1,0 +1,91 @@
+"""Orbax checkpoints: t5x's (`target/...`, `state/param_states/...`) and our own (`params/...`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gr_jax.checkpoints._lazy import LazyArray
+from gr_jax.checkpoints._source import ParameterSource, damage, make_source
+from gr_jax.checkpoints._tensorstore import zarr_array
+from gr_jax.errors import UserError
+from gr_jax.models import T5Config
+
+STATE = "state"
+METADATA = "_METADATA"
+_IDENTITY = "identity"
+
+
+def open_orbax(path: Path) -> ParameterSource:
+    """`checkpoint_N` with an item `state`, or that item.
+
+    Of our own, what is decoded with: the average where there is one.
+
+    Raises:
+      UserError: not such a checkpoint, or a damaged one.
+    """
+    item = path / STATE if (path / STATE).is_dir() else path
+    leaves = _read_item(item)
+    if any(name.startswith("params/") for name in leaves):
+        return _own(path, item, leaves)
+    step = leaves.get("state/step")
+    return make_source(
+        str(path),
+        "t5x orbax",
+        _under("target/", leaves),
+        step=None if step is None else int(step.read().item()),
+        optimizer={n: x for n, x in leaves.items() if n.startswith("state/param_states/")},
+    )
+
+
+def _own(path: Path, item: Path, leaves: dict[str, LazyArray]) -> ParameterSource:
+    identity = _identity(item.parent / _IDENTITY)
+    with damage(item.parent / _IDENTITY, "damaged"):
+        config = T5Config.from_json(identity["model"]) if identity else None
+    step = leaves.get("step")
+    return make_source(
+        str(path),
+        "gr-jax",
+        _under("ema/", leaves) or _under("params/", leaves),
+        config=config,
+        step=None if step is None else int(step.read().item()),
+        docid_fingerprint=identity.get("docid_fingerprint"),
+    )
+
+
+def _under(prefix: str, leaves: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    return {n.removeprefix(prefix): x for n, x in leaves.items() if n.startswith(prefix)}
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        return {}
+    with damage(path, "damaged"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(path)
+
+
+def _read_item(path: Path) -> dict[str, LazyArray]:
+    """Every array of one saved tree, by the names of its branches joined with '/'."""
+    if not (path / METADATA).is_file():
+        raise UserError(f"{path / METADATA}: missing; give a whole Orbax checkpoint (checkpoint_N)")
+    with damage(path, "a damaged Orbax checkpoint"), ocp.PyTreeCheckpointer() as reader:
+        metadata = reader.metadata(path.absolute()).item_metadata
+        driver = "zarr3" if metadata.use_zarr3 else "zarr"
+        base: dict[str, Any] = {"driver": "file", "path": f"{path.absolute()}/"}
+        leaves = {}
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree):
+            if not hasattr(leaf, "shape"):
+                continue  # a text, or nothing
+            name = "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys)
+            if (path / "manifest.ocdbt").exists():
+                kvstore = {"driver": "ocdbt", "base": base, "path": f"{leaf.name}/"}
+            else:
+                kvstore = base | {"path": f"{base['path']}{leaf.name}/"}
+            spec = {"driver": driver, "kvstore": kvstore}
+            shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
+            leaves[name] = zarr_array(f"{path}: {name}", spec, shape, dtype)
+    return leaves
