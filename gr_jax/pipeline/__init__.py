@@ -2,6 +2,7 @@
 
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._evaluate import EvalConfig, evaluate, evaluate_queries
+from gr_jax.pipeline._initial import InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Prepared, prepare
 from gr_jax.pipeline._run import infer, run, train
 from gr_jax.pipeline._workspace import Workspace
@@ -10,6 +11,7 @@ __all__ = [
     "PYTHON_DOCS",
     "DataConfig",
     "EvalConfig",
+    "InitialCheckpoint",
     "Prepared",
     "Workspace",
     "evaluate",

@@ -17,6 +17,7 @@ from gr_jax.evaluation import Report, write_run
 from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._evaluate import EvalConfig, evaluate
+from gr_jax.pipeline._initial import RANDOM_PARAMETERS, InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, prepare
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
@@ -33,6 +34,7 @@ def train(
     data: DataConfig,
     model: Callable[..., T5Config],
     trainer: TrainConfig,
+    initial: InitialCheckpoint = RANDOM_PARAMETERS,
     corpus: str = PYTHON_DOCS,
     strict: bool = False,
     log: Log = lambda _: None,
@@ -48,6 +50,7 @@ def train(
       data: what the model reads.
       model: `T5Config`, or `T5Config.from_name`, with all but the vocabulary sizes bound.
       trainer: how to train.
+      initial: the checkpoint that training starts from.
       corpus: a BEIR folder, or `python` for the embedded collection.
       strict: refuse documents without text instead of skipping them.
       log: told what happens, a line at a time.
@@ -62,11 +65,22 @@ def train(
     workspace = Workspace(model_dir)
     partitioner = Partitioner(make_mesh(trainer.model_parallel))
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
+    if not workspace.trained:  # a run that goes on has its parameters
+        initial.check()
     collection = load_collection(corpus, strict=strict)
     log(_describe_collection(collection))
     prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
     config = _sized(model, prepared)
-    partitioner.parameters(config)  # refuses what does not divide, before anything is written
+    shardings = partitioner.parameters(config)  # refuses what does not divide
+    params = None
+    if not workspace.trained:
+        params = initial.parameters(
+            config,
+            prepared.cache,
+            shardings,
+            seed=trainer.seed,
+            docid_fingerprint=prepared.docid_map.fingerprint,
+        )
     total_steps = _total_steps(workspace, trainer, config, prepared, partitioner, log)
     spec = IndexSpec(
         model=config,
@@ -93,6 +107,8 @@ def train(
             total_steps=total_steps,
             docid_fingerprint=prepared.docid_map.fingerprint,
             docid_map=prepared.docid_map,
+            initial=initial.describe(),
+            initial_params=params,
             progress=progress,
         )
     finally:
@@ -109,6 +125,7 @@ def run(
     model: Callable[..., T5Config],
     trainer: TrainConfig,
     evaluation: EvalConfig,
+    initial: InitialCheckpoint = RANDOM_PARAMETERS,
     corpus: str = PYTHON_DOCS,
     strict: bool = False,
     log: Log = lambda _: None,
@@ -123,6 +140,7 @@ def run(
         data=data,
         model=model,
         trainer=trainer,
+        initial=initial,
         corpus=corpus,
         strict=strict,
         log=log,

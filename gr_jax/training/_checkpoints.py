@@ -16,7 +16,7 @@ from gr_jax.errors import UserError
 from gr_jax.files import disk_errors
 
 # settings that are younger than some checkpoints, with what those were made with
-_YOUNGER = {"softmax": "full"}
+_YOUNGER = {"softmax": "full", "initial": None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,12 +103,15 @@ def train(
     total_steps: int,
     docid_fingerprint: str,
     docid_map: DocidMap | None = None,
+    initial: Mapping[str, Any] | None = None,
+    initial_params: Any = None,
     progress: Progress | None = None,
 ) -> TrainState:
     """Trains to `total_steps`, from the newest checkpoint in `model_dir` if there is one.
 
     The result does not depend on where or how often the run was interrupted. Any softmax but `full`
-    needs the `docid_map`.
+    needs the `docid_map`. A run that starts from `initial_params` (donated) instead of random
+    parameters says in `initial`, as JSON, what they are; they are not needed to go on with it.
 
     Returns:
       The final state, also saved as `checkpoint_<total_steps>`.
@@ -125,13 +128,15 @@ def train(
         model=model.to_json(),
         seed=config.seed,
         total_steps=total_steps,
-        training=_what_decides(config, batches),
+        training=_what_decides(config, batches, initial),
     )
     checkpoints = Checkpoints(model_dir, keep=config.keep)
     try:
         ema = config.ema_decay > 0
         if (latest := checkpoints.latest_step) is None:
-            state = init_state(model, optimizer, partitioner, seed=config.seed, ema=ema)
+            state = init_state(
+                model, optimizer, partitioner, seed=config.seed, ema=ema, params=initial_params
+            )
         else:
             shapes = abstract_state(model, optimizer, partitioner, ema=ema)
             state = checkpoints.restore(latest, shapes, identity)
@@ -159,14 +164,13 @@ def train(
     return state
 
 
-def _what_decides(config: TrainConfig, batches: Batches) -> str:
+def _what_decides(config: TrainConfig, batches: Batches, initial: Mapping[str, Any] | None) -> str:
     """The settings, beside model and seed, that the trained parameters depend on, as JSON."""
     settings = dataclasses.asdict(config)
     kept = ("schedule", "optimizer", "softmax", "label_smoothing", "z_loss", "ema_decay")
-    return json.dumps(
-        {name: settings[name] for name in kept} | {"batch_size": batches.batch_size},
-        sort_keys=True,
-    )
+    decides = {name: settings[name] for name in kept}
+    decides |= {"batch_size": batches.batch_size, "initial": initial}
+    return json.dumps(decides, sort_keys=True)
 
 
 def step_function(

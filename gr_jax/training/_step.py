@@ -55,8 +55,22 @@ def init_state(
     *,
     seed: int,
     ema: bool = False,
+    params: Any = None,
 ) -> TrainState:
-    """A fresh state, created in its shardings: no device ever holds more than its share."""
+    """A fresh state, created in its shardings: no device ever holds more than its share.
+
+    Args:
+      config: the model.
+      optimizer: see `Optimizer.make`.
+      partitioner: gives the shardings.
+      seed: of random parameters.
+      ema: whether there is an average of the parameters.
+      params: to start from instead of random ones; donated.
+    """
+    if params is not None:
+        shardings = state_shardings(config, optimizer, partitioner, ema)
+        start = functools.partial(_fresh, optimizer=optimizer, ema=ema)
+        return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params)
     return _initializer(config, optimizer, partitioner, ema)(jax.random.key(seed))
 
 

@@ -1,0 +1,174 @@
+"""Where training starts: from a published T5, or any other checkpoint, or from nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float
+from scipy import sparse
+
+from gr_jax.checkpoints import initialise_from, open_checkpoint
+from gr_jax.data import MixtureCache
+from gr_jax.errors import UserError
+from gr_jax.models import T5Config, init_parameters
+
+DOCID_TABLES = ("random", "documents", "checkpoint")
+_SOURCE, _TARGET, _HEAD = (
+    "token_embedder/embedding",
+    "target_embedder/embedding",
+    "decoder/logits_dense/kernel",
+)
+_BLOCK = 1024  # docid tokens whose text is averaged at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialCheckpoint:
+    """The checkpoint that training starts from.
+
+    Attributes:
+      path: in any format of `gr_jax.checkpoints`, local or in a bucket; None for random parameters.
+      docid_tables: what the tables of docid tokens start as, which no published checkpoint has:
+        `random`; `documents`, the mean embedding of the text of the documents that a token stands
+        for, as large as random rows are; or `checkpoint`, those of a checkpoint that was trained on
+        the same docids.
+    """
+
+    path: str | None = None
+    docid_tables: str = "random"
+
+    def __post_init__(self):
+        if self.docid_tables not in DOCID_TABLES:
+            raise UserError(
+                f"InitialCheckpoint.docid_tables is {self.docid_tables!r}: choose one of "
+                f"{', '.join(DOCID_TABLES)}"
+            )
+        if self.path is None and self.docid_tables == "checkpoint":
+            raise UserError(
+                "InitialCheckpoint.docid_tables is 'checkpoint', without a checkpoint: give its "
+                "path (INITIAL_CHECKPOINT_PATH)"
+            )
+
+    def check(self) -> None:
+        """Refuses a path without a checkpoint, before anything is made for it."""
+        if self.path is not None:
+            open_checkpoint(self.path)
+
+    def describe(self) -> dict[str, Any] | None:
+        """What the trained parameters depend on, for the record of a run."""
+        if self.path is None and self.docid_tables == "random":
+            return None
+        return dataclasses.asdict(self)
+
+    def parameters(
+        self,
+        config: T5Config,
+        cache: MixtureCache,
+        shardings: Any,
+        *,
+        seed: int,
+        docid_fingerprint: str,
+    ) -> Any | None:
+        """The parameters to start from, in their shardings; None for random ones.
+
+        Args:
+          config: the model.
+          cache: the examples: what text each docid token stands for.
+          shardings: of every parameter.
+          seed: of what is drawn at random.
+          docid_fingerprint: of the docids that will be trained on.
+
+        Raises:
+          UserError: the checkpoint is of another model, or damaged.
+        """
+        if self.describe() is None:
+            return None
+        key = jax.random.key(seed)
+        if self.path is None:
+            params = _random(config, key, shardings)
+        else:
+            source = open_checkpoint(self.path)
+            if self.docid_tables != "checkpoint":
+                leaves = dict(source.leaves)
+                if _TARGET in leaves:  # other docids' tables say nothing of these
+                    leaves = {n: x for n, x in leaves.items() if n not in (_TARGET, _HEAD)}
+                source = dataclasses.replace(source, leaves=leaves)
+            elif source.docid_fingerprint not in (None, docid_fingerprint):
+                raise UserError(
+                    f"{self.path}: trained on other docids; start with docid_tables='random', or "
+                    "with the docid map that belongs to it"
+                )
+            params = initialise_from(source, config, key, shardings, resized=(_SOURCE,))
+        if self.docid_tables == "documents":
+            params = with_document_tables(params, cache)
+        return params
+
+
+RANDOM_PARAMETERS = InitialCheckpoint()
+
+
+def _random(config: T5Config, key: Array, shardings: Any) -> Any:
+    return jax.jit(functools.partial(init_parameters, config), out_shardings=shardings)(key)
+
+
+def with_document_tables(params: Any, cache: MixtureCache) -> Any:
+    """Parameters whose docid tokens start as the mean of their documents' token embeddings.
+
+    Row t of `target_embedder` becomes the mean source embedding over the indexing examples (all
+    examples, where there are none) whose docid has token t, each example counting as one, less the
+    mean of all those rows, scaled to the standard deviation of the random rows; columns of the
+    output layer likewise. Tokens of no document keep their random values.
+    """
+    flat = dict(flatten_dict(params, sep="/"))
+    weights = _text_of_tokens(cache, flat[_TARGET].shape[0], flat[_SOURCE].shape[0])
+    known = np.asarray(weights.sum(axis=1)).ravel() > 0
+    blocks = [
+        _product(weights[i : i + _BLOCK].toarray(), flat[_SOURCE])
+        for i in range(0, len(known), _BLOCK)
+    ]
+    means = jnp.concatenate(blocks)
+    for name, axis in ((_TARGET, 0), (_HEAD, 1)):
+        if name in flat:
+            flat[name] = _filled(flat[name], means, known, axis=axis)
+    return unflatten_dict(flat, sep="/")
+
+
+def _text_of_tokens(cache: MixtureCache, tokens: int, pieces: int) -> sparse.csr_matrix:
+    """[docid tokens, pieces of text]: how often a piece is in a token's examples; rows sum to 1."""
+    tasks = [task for task in cache.tasks if task.name == "index"] or list(cache.tasks)
+    total = sparse.csr_matrix((tokens, pieces), dtype=np.float32)
+    for task in tasks:
+        text, docids = (
+            sparse.csr_matrix(
+                (np.ones(len(task.tokens[f]), np.float32), task.tokens[f], task.offsets[f]),
+                shape=(len(task), width),
+            )
+            for f, width in (("inputs", pieces), ("targets", tokens))
+        )
+        lengths = np.maximum(np.diff(task.offsets["inputs"]), 1)
+        total += docids.T @ sparse.diags(1 / lengths) @ text
+    sums = np.asarray(total.sum(axis=1)).ravel()
+    return (sparse.diags(1 / np.maximum(sums, 1e-30)) @ total).tocsr().astype(np.float32)
+
+
+@jax.jit
+def _product(weights: Float[Array, "t v"], table: Float[Array, "v d"]) -> Float[Array, "t d"]:
+    return jnp.einsum("tv,vd->td", weights, table, precision="highest")
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _filled(
+    table: Float[Array, "_ _"], means: Float[Array, "t d"], known: Bool[Array, " t"], *, axis: int
+) -> Float[Array, "_ _"]:
+    """`table` with scaled `means` where they are known; tokens are its axis `axis`."""
+    rows = table if axis == 0 else table.T
+    mask = known[:, None]
+    centred = means - means.mean(axis=0, where=mask)
+    scale = rows.std() / jnp.maximum(centred.std(where=mask), 1e-30)
+    filled = jnp.where(mask, centred * scale, rows)
+    return filled if axis == 0 else filled.T

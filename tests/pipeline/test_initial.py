@@ -1,0 +1,182 @@
+"""Training that starts from a checkpoint of text, as published T5s are."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from gr_jax import pipeline, training
+from gr_jax.checkpoints import from_parameters, write_hugging_face
+from gr_jax.docids import DocidMap
+from gr_jax.errors import UserError
+from gr_jax.models import T5Config, init_parameters
+from gr_jax.pipeline._initial import InitialCheckpoint
+from gr_jax.training import Checkpoints, Partitioner, make_mesh
+from tests.pipeline.tiny import settings
+
+TABLES = ("target_embedder/embedding", "decoder/logits_dense/kernel")
+
+
+def tiny_model() -> T5Config:
+    """The shape that the tiny run trains, as a T5 of text with spare rows in its table."""
+    model = settings()["model"]
+    assert isinstance(model, functools.partial)
+    return model(vocab_size=320)
+
+
+@pytest.fixture(scope="module")
+def prepared(beir: Path, tmp_path_factory):
+    """A model directory with everything but training."""
+    parts = settings()
+    return pipeline.prepare(
+        pipeline.Workspace(tmp_path_factory.mktemp("prepared") / "model"),
+        pipeline.load_collection(str(beir), strict=False),
+        docids=parts["docids"],
+        queries=parts["queries"],
+        data=parts["data"],
+    )
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> tuple[Path, dict]:
+    """A checkpoint in Hugging Face's format, and its parameters."""
+    config = tiny_model()
+    params = init_parameters(config, jax.random.key(7))
+    path = tmp_path_factory.mktemp("published") / "t5"
+    write_hugging_face(from_parameters(params, config), path)
+    return path, flatten_dict(params, sep="/")
+
+
+def start(prepared, **fields):
+    """What training would start from."""
+    config = settings()["model"](
+        vocab_size=prepared.tokenizer.vocab_size,
+        target_vocab_size=prepared.docid_map.vocabulary.size,
+    )
+    shardings = Partitioner(make_mesh(devices=jax.devices()[:1])).parameters(config)
+    params = InitialCheckpoint(**fields).parameters(
+        config,
+        prepared.cache,
+        shardings,
+        seed=0,
+        docid_fingerprint=prepared.docid_map.fingerprint,
+    )
+    return None if params is None else flatten_dict(params, sep="/")
+
+
+def test_a_published_t5_keeps_everything_but_the_new_tables(prepared, published):
+    path, theirs = published
+    ours = start(prepared, path=str(path))
+    assert ours.keys() == theirs.keys() | {"target_embedder/embedding"}
+    for name, value in ours.items():
+        if name in TABLES:
+            assert prepared.docid_map.vocabulary.size in value.shape
+            assert np.std(value) > 0
+        else:  # the published table may have more rows than the tokenizer has pieces
+            np.testing.assert_array_equal(value, theirs[name][: len(value)], err_msg=name)
+
+
+def test_document_tables_are_the_mean_of_the_text_of_their_documents(prepared, published):
+    path, _ = published
+    random, ours = (
+        start(prepared, path=str(path), docid_tables=how) for how in ("random", "documents")
+    )
+    (index,) = (task for task in prepared.cache.tasks if task.name == "index")
+    size = prepared.docid_map.vocabulary.size
+    embedding, sums, counts = ours["token_embedder/embedding"], {}, {}
+    for i in range(len(index)):
+        mean = np.mean([embedding[t] for t in index.example("inputs", i)], axis=0)
+        for token in index.example("targets", i).tolist():
+            sums[token] = sums.get(token, 0) + mean
+            counts[token] = counts.get(token, 0) + 1
+    known = sorted(sums)
+    means = np.stack([sums[t] / counts[t] for t in known])
+    assert 2 < len(known) < size
+    centred = means - means.mean(axis=0)
+    for name in TABLES:
+        rows, before = (x[name] if name == TABLES[0] else x[name].T for x in (ours, random))
+        expected = centred / centred.std() * np.std(before)
+        np.testing.assert_allclose(rows[np.array(known)], expected, rtol=1e-3, atol=1e-5)
+        unknown = np.setdiff1d(np.arange(size), known)
+        np.testing.assert_array_equal(rows[unknown], before[unknown])
+
+
+def test_random_parameters_are_the_default(prepared):
+    assert start(prepared) is None
+    tables = start(prepared, docid_tables="documents")
+    assert tables is not None and np.std(tables[TABLES[0]]) > 0
+
+
+def test_a_run_starts_from_it_and_goes_on_without_it(beir, published, tmp_path):
+    path, theirs = published
+    model_dir = tmp_path / "model"
+    still = training.Schedule(base=1e-9, warmup_steps=1, decay="constant")
+    arguments = settings(steps=2, schedule=still, ema_decay=0.0)
+    train = functools.partial(
+        pipeline.train, model_dir=str(model_dir), corpus=str(beir), **arguments
+    )
+    moved = tmp_path / "t5"
+    moved.symlink_to(path)
+    initial = InitialCheckpoint(str(moved))
+    train(initial=initial)
+    docid_map = DocidMap.load(model_dir / "docids")
+    params, step = training.load_eval_parameters(model_dir, docid_map.fingerprint)
+    assert step == 2
+    name = "encoder/layers_0/attention/query/kernel"
+    np.testing.assert_allclose(flatten_dict(params, sep="/")[name], theirs[name], atol=1e-6)
+    moved.unlink()
+    train(initial=initial)  # finished: the checkpoint is not asked for
+    with pytest.raises(UserError, match=r"initial.*use another model directory"):
+        train()
+    identity = Checkpoints(model_dir, read_only=True).identity(2)
+    assert json.loads(identity.training)["initial"]["path"] == str(moved)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(beir, published, tmp_path):
+    path, _ = published
+    model_dir = tmp_path / "model"
+    arguments = settings(steps=2)
+    wide = functools.partial(arguments["model"], mlp_dim=128)
+    with pytest.raises(UserError, match=r"mlp.*\(32, 64\).*\(32, 128\)"):
+        pipeline.train(
+            model_dir=str(model_dir),
+            corpus=str(beir),
+            initial=InitialCheckpoint(str(path)),
+            **arguments | {"model": wide},
+        )
+    assert not (model_dir / "index.json").exists()
+    with pytest.raises(UserError, match="nowhere"):
+        pipeline.train(
+            model_dir=str(tmp_path / "other"),
+            corpus=str(beir),
+            initial=InitialCheckpoint(str(tmp_path / "nowhere")),
+            **arguments,
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_settings_are_checked():
+    with pytest.raises(UserError, match="documents"):
+        InitialCheckpoint(docid_tables="mean")
+    with pytest.raises(UserError, match="INITIAL_CHECKPOINT_PATH"):
+        InitialCheckpoint(docid_tables="checkpoint")
+
+
+def test_tables_of_a_checkpoint_of_other_docids_are_refused(prepared, tmp_path):
+    config = settings()["model"](
+        vocab_size=prepared.tokenizer.vocab_size,
+        target_vocab_size=prepared.docid_map.vocabulary.size,
+    )
+    params = init_parameters(config, jax.random.key(5))
+    source = from_parameters(params, config)
+    write_hugging_face(dataclasses.replace(source, docid_fingerprint="f" * 64), tmp_path / "other")
+    with pytest.raises(UserError, match="other docids"):
+        start(prepared, path=str(tmp_path / "other"), docid_tables="checkpoint")
+    fresh = start(prepared, path=str(tmp_path / "other"))
+    assert fresh is not None
+    assert not np.array_equal(fresh[TABLES[0]], params["target_embedder"]["embedding"])
