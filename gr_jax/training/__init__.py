@@ -6,7 +6,12 @@ from gr_jax.training._adafactor import (
     adafactor_state_from_t5x,
     adafactor_state_to_t5x,
 )
-from gr_jax.training._checkpoints import Checkpoints, RunIdentity, load_eval_parameters
+from gr_jax.training._checkpoints import (
+    Checkpoints,
+    RunIdentity,
+    load_eval_parameters,
+    model_settings,
+)
 from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
 from gr_jax.training._optimizer import Optimizer
@@ -18,7 +23,7 @@ from gr_jax.training._partitioning import (
 )
 from gr_jax.training._restriction import SOFTMAXES, Softmax
 from gr_jax.training._schedule import Schedule
-from gr_jax.training._step import StepMetrics, TrainState, init_state, train_step
+from gr_jax.training._step import Start, StepMetrics, TrainState, init_state, train_step
 
 __all__ = [
     "SOFTMAXES",
@@ -34,6 +39,7 @@ __all__ = [
     "RunIdentity",
     "Schedule",
     "Softmax",
+    "Start",
     "StepMetrics",
     "TrainConfig",
     "TrainState",
@@ -43,6 +49,7 @@ __all__ = [
     "load_eval_parameters",
     "make_mesh",
     "measure_steps",
+    "model_settings",
     "read_metrics",
     "train",
     "train_step",

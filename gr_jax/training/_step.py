@@ -39,6 +39,20 @@ class TrainState(NamedTuple):
         return self.params if self.ema is None else self.ema
 
 
+class Start(NamedTuple):
+    """Where a run begins that does not begin at random parameters.
+
+    Attributes:
+      origin: what it is, as JSON: a run that began elsewhere is another run.
+      params: in their shardings; None for a run that only goes on.
+      opt_state: the optimizer's; None for a fresh one.
+    """
+
+    origin: dict[str, Any]
+    params: Any = None
+    opt_state: Any = None
+
+
 class StepMetrics(NamedTuple):
     """Means over the batch's target tokens, and the norm of all gradients, as device scalars."""
 
@@ -55,7 +69,7 @@ def init_state(
     *,
     seed: int,
     ema: bool = False,
-    params: Any = None,
+    start: Start | None = None,
 ) -> TrainState:
     """A fresh state, created in its shardings: no device ever holds more than its share.
 
@@ -65,12 +79,14 @@ def init_state(
       partitioner: gives the shardings.
       seed: of random parameters.
       ema: whether there is an average of the parameters.
-      params: to start from instead of random ones; donated.
+      start: where to begin instead of at random parameters; donated.
     """
-    if params is not None:
+    if start is not None:
+        assert start.params is not None
         shardings = state_shardings(config, optimizer, partitioner, ema)
-        start = functools.partial(_fresh, optimizer=optimizer, ema=ema)
-        return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params)
+        begin = functools.partial(_fresh, optimizer=optimizer, ema=ema)
+        begin = jax.jit(begin, out_shardings=shardings, donate_argnums=(0, 1))
+        return begin(start.params, start.opt_state)
     return _initializer(config, optimizer, partitioner, ema)(jax.random.key(seed))
 
 
@@ -86,7 +102,7 @@ def _initializer(
     def init(key: Array) -> TrainState:
         params = init_parameters(config, key)
         params = jax.lax.with_sharding_constraint(params, param_shardings)
-        return _fresh(params, optimizer, ema)
+        return _fresh(params, optimizer=optimizer, ema=ema)
 
     return jax.jit(init, out_shardings=state_shardings(config, optimizer, partitioner, ema))
 
@@ -110,7 +126,7 @@ def _shapes(
     config: T5Config, optimizer: optax.GradientTransformationExtraArgs, ema: bool
 ) -> TrainState:
     return jax.eval_shape(
-        lambda: _fresh(init_parameters(config, jax.random.key(0)), optimizer, ema)
+        lambda: _fresh(init_parameters(config, jax.random.key(0)), optimizer=optimizer, ema=ema)
     )
 
 
@@ -147,11 +163,17 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 
-def _fresh(params: Any, optimizer: optax.GradientTransformationExtraArgs, ema: bool) -> TrainState:
+def _fresh(
+    params: Any,
+    opt_state: Any = None,
+    *,
+    optimizer: optax.GradientTransformationExtraArgs,
+    ema: bool,
+) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(params) if opt_state is None else opt_state,
         ema=jax.tree.map(jnp.copy, params) if ema else None,
     )
 

@@ -209,3 +209,116 @@ def test_dropout_depends_on_the_step_and_the_seed():
 
 def test_measure_steps():
     assert 0 < measure_steps(TRAINER, MODEL, make_batches(), partitioner(), timed=3) < 5
+
+
+# --- microbatches and what the loss is divided by -------------------------------------------------
+
+
+def one_step(batches=None, *, model=MODEL, on=None, **changes):
+    """State and metrics after the first step of a run; changes are `TrainConfig`'s."""
+    config = dataclasses.replace(CONFIG, **changes)
+    optimizer, on = config.optimizer.make(), on or partitioner()
+    state = init_state(model, optimizer, on, seed=5, ema=True)
+    arrays = (batches or make_batches())(0).arrays
+    return step_function(config, model, optimizer, on)(state, arrays, 1e-2)
+
+
+def gradient_of(state):
+    """The first step's gradient, from AdamW's mean of it (without clipping)."""
+    means = {
+        jax.tree_util.keystr(path): np.asarray(leaf) / (1 - CONFIG.optimizer.b1)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if ".mu" in jax.tree_util.keystr(path)
+    }
+    assert len(means) == len(jax.tree.leaves(state.params))
+    return means
+
+
+UNCLIPPED = Optimizer(clip_norm=None)
+
+
+@pytest.fixture(scope="module")
+def at_once():
+    return one_step(optimizer=UNCLIPPED)
+
+
+@pytest.mark.parametrize(
+    ("microbatches", "devices", "model_parallel"), [(2, 1, 1), (16, 1, 1), (4, 8, 2)]
+)
+def test_microbatches_give_the_loss_and_the_gradients_of_the_whole(
+    at_once, microbatches, devices, model_parallel
+):
+    on = partitioner(devices, model_parallel)
+    state, metrics = one_step(optimizer=UNCLIPPED, microbatches=microbatches, on=on)
+    np.testing.assert_allclose(metrics, at_once[1], rtol=1e-5)
+    found, expected = gradient_of(state), gradient_of(at_once[0])
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_packed_batch_has_the_loss_and_the_gradients_of_its_examples_apart(at_once):
+    apart = make_batches(pack=False)
+    assert apart(0).arrays["encoder_input_tokens"].shape[0] == 16
+    assert (make_batches()(0).arrays["encoder_segment_ids"].max(axis=1) > 1).any()
+    for microbatches in (1, 4):
+        state, metrics = one_step(apart, optimizer=UNCLIPPED, microbatches=microbatches)
+        np.testing.assert_allclose(metrics, at_once[1], rtol=1e-5)
+        found, expected = gradient_of(state), gradient_of(at_once[0])
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_microbatches_of_only_padding_add_nothing(at_once):
+    # 32 rows where 6 are needed: with 16 microbatches most hold no token
+    more = make_batches(row_multiple=32)
+    assert more(0).arrays["encoder_input_tokens"].shape[0] == 32
+    state, metrics = one_step(more, optimizer=UNCLIPPED, microbatches=16)
+    np.testing.assert_allclose(metrics, at_once[1], rtol=1e-5)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_microbatches_must_divide_the_rows():
+    with pytest.raises(UserError, match=r"microbatches=3 does not divide the batch's 16 rows"):
+        one_step(microbatches=3)
+
+
+def test_microbatches_drop_different_activations():
+    # the same example in every row: equal masks would give every microbatch the same gradient
+    model = dataclasses.replace(MODEL, dropout_rate=0.5)
+    row = {name: x[:1] for name, x in make_batches(pack=False)(0).arrays.items()}
+
+    class Same:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __call__(self, step):
+            arrays = {name: np.repeat(x, self.rows, axis=0) for name, x in row.items()}
+            return make_batches()(step)._replace(arrays=arrays)
+
+    losses = [
+        float(one_step(Same(rows), model=model, microbatches=rows)[1].loss) for rows in (2, 4)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_the_loss_is_divided_by_the_target_tokens_or_by_a_number(at_once):
+    tokens = (make_batches()(0).arrays["decoder_target_tokens"] > 0).sum()
+    state, metrics = one_step(optimizer=UNCLIPPED, loss_normalizing_factor=100.0, microbatches=2)
+    factor = tokens / 100.0
+    np.testing.assert_allclose(metrics[:3], at_once[1][:3], rtol=1e-5)  # means as ever
+    np.testing.assert_allclose(metrics.gradient_norm, factor * at_once[1].gradient_norm, rtol=1e-5)
+    for name, gradient in gradient_of(at_once[0]).items():
+        np.testing.assert_allclose(
+            gradient_of(state)[name], factor * gradient, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"microbatches": 0}, {"loss_normalizing_factor": "AVERAGE_PER_SEQUENCE"},
+     {"loss_normalizing_factor": 0.0}, {"spike_factor": 0.5}],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_by_name(change):
+    [field] = change
+    with pytest.raises(UserError, match=rf"TrainConfig\.{field} is "):
+        TrainConfig(**change)
