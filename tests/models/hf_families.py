@@ -96,12 +96,10 @@ def main() -> None:
     import transformers
 
     real = batch()["target_mask"] > 0
-    kept = {f: logits(f)[real][:, COLUMNS].tolist() for f in SHAPES}
+    kept = {family: logits(family)[real][:, COLUMNS].astype(float).round(5) for family in SHAPES}
     record = {
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "logits": {
-            f: [[round(float(v), 5) for v in row] for row in x] for f, x in families.items()
-        },
+        "logits": {family: rows.tolist() for family, rows in kept.items()},
     }
     text = json.dumps(record, separators=(",", ":")).replace("]],", "]],\n")
     Path(sys.argv[1]).write_text(text + "\n", encoding="utf-8")

@@ -83,7 +83,7 @@ def test_scanned_layers_have_hugging_faces_logits():
     [
         {"logits_via_embedding": True},
         {"mlp_activations": ("silu", "linear")},
-        {"relpos_buckets": 8},
+        {"relpos_max_distance": 20},
     ],
     ids=str,
 )
