@@ -36,7 +36,6 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks.decode import (
-    MODEL,
     SCORES,
     SOURCE_LENGTH,
     add_arguments,

@@ -198,9 +198,7 @@ def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) 
             table.astype(dtype),
             tuple(layers),
             module[f"{name}_norm"]["scale"],
-            jnp.stack(biases)
-            if biases
-            else jnp.zeros((0, config.num_heads, config.relpos_buckets)),
+            jnp.stack(biases) if biases else none,
         )
 
     encoder, decoder, cross = [], [], []
