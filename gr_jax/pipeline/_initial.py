@@ -10,15 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 from scipy import sparse
 
-from gr_jax.checkpoints import initialise_from, open_checkpoint
+from gr_jax.checkpoints import (
+    ParameterSource,
+    initialise_from,
+    new_parameters,
+    open_checkpoint,
+)
 from gr_jax.data import MixtureCache
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
+from gr_jax.training import AdafactorState, Optimizer, Start, adafactor_state_from_t5x
 
 DOCID_TABLES = ("random", "documents", "checkpoint")
+OPTIMIZERS = ("fresh", "checkpoint")
 _SOURCE, _TARGET, _HEAD = (
     "token_embedder/embedding",
     "target_embedder/embedding",
@@ -37,10 +44,13 @@ class InitialCheckpoint:
         `random`; `documents`, the mean embedding of the text of the documents that a token stands
         for, as large as random rows are; or `checkpoint`, those of a checkpoint that was trained on
         the same docids.
+      optimizer: what Adafactor's moments start as: `fresh`, or those of a t5x `checkpoint`, which
+        were saved for the same parameters.
     """
 
     path: str | None = None
     docid_tables: str = "random"
+    optimizer: str = "fresh"
 
     def __post_init__(self):
         if self.docid_tables not in DOCID_TABLES:
@@ -48,72 +58,98 @@ class InitialCheckpoint:
                 f"InitialCheckpoint.docid_tables is {self.docid_tables!r}: choose one of "
                 f"{', '.join(DOCID_TABLES)}"
             )
-        if self.path is None and self.docid_tables == "checkpoint":
+        if self.optimizer not in OPTIMIZERS:
             raise UserError(
-                "InitialCheckpoint.docid_tables is 'checkpoint', without a checkpoint: give its "
-                "path (INITIAL_CHECKPOINT_PATH)"
+                f"InitialCheckpoint.optimizer is {self.optimizer!r}: choose one of "
+                f"{', '.join(OPTIMIZERS)}"
             )
+        for name in ("docid_tables", "optimizer"):
+            if self.path is None and getattr(self, name) == "checkpoint":
+                raise UserError(
+                    f"InitialCheckpoint.{name} is 'checkpoint', without a checkpoint: give its "
+                    "path (INITIAL_CHECKPOINT_PATH)"
+                )
 
     def check(self) -> None:
         """Refuses a path without a checkpoint, before anything is made for it."""
         if self.path is not None:
             open_checkpoint(self.path)
 
-    def describe(self) -> dict[str, Any] | None:
-        """What the trained parameters depend on, for the record of a run."""
-        if self.path is None and self.docid_tables == "random":
-            return None
-        return dataclasses.asdict(self)
+    def origin(self) -> Start | None:
+        """The record of where a run began, for one that goes on; None for random parameters."""
+        given = dataclasses.asdict(self)
+        return None if given == dataclasses.asdict(RANDOM_PARAMETERS) else Start(given)
 
-    def parameters(
+    def start(
         self,
         config: T5Config,
         cache: MixtureCache,
         shardings: Any,
+        optimizer: Optimizer,
         *,
         seed: int,
         docid_fingerprint: str,
-    ) -> Any | None:
-        """The parameters to start from, in their shardings; None for random ones.
+    ) -> Start | None:
+        """Where a run begins; None for random parameters.
 
         Args:
           config: the model.
           cache: the examples: what text each docid token stands for.
           shardings: of every parameter.
+          optimizer: of the run.
           seed: of what is drawn at random.
           docid_fingerprint: of the docids that will be trained on.
 
         Raises:
-          UserError: the checkpoint is of another model, or damaged.
+          UserError: the checkpoint is of another model, has no such optimizer state, or is damaged.
         """
-        if self.describe() is None:
+        start = self.origin()
+        if start is None:
             return None
         key = jax.random.key(seed)
         if self.path is None:
-            params = _random(config, key, shardings)
-        else:
-            source = open_checkpoint(self.path)
-            if self.docid_tables != "checkpoint":
-                leaves = dict(source.leaves)
-                if _TARGET in leaves:  # other docids' tables say nothing of these
-                    leaves = {n: x for n, x in leaves.items() if n not in (_TARGET, _HEAD)}
-                source = dataclasses.replace(source, leaves=leaves)
-            elif source.docid_fingerprint not in (None, docid_fingerprint):
+            make = functools.partial(init_parameters, config)
+            params = jax.jit(make, out_shardings=shardings)(key)
+            return start._replace(params=with_document_tables(params, cache))
+        source = open_checkpoint(self.path)
+        if self.docid_tables == "checkpoint":
+            if source.docid_fingerprint not in (None, docid_fingerprint):
                 raise UserError(
                     f"{self.path}: trained on other docids; start with docid_tables='random', or "
                     "with the docid map that belongs to it"
                 )
-            params = initialise_from(source, config, key, shardings, resized=(_SOURCE,))
+        elif _TARGET in source.leaves:  # other docids' tables say nothing of these
+            leaves = {n: x for n, x in source.leaves.items() if n not in (_TARGET, _HEAD)}
+            source = dataclasses.replace(source, leaves=leaves)
+        params = initialise_from(source, config, key, shardings, resized=(_SOURCE,))
+        if self.optimizer == "checkpoint":
+            start = start._replace(opt_state=self._moments(source, config, params, optimizer))
         if self.docid_tables == "documents":
             params = with_document_tables(params, cache)
-        return params
+        return start._replace(params=params)
+
+    def _moments(
+        self, source: ParameterSource, config: T5Config, params: Any, optimizer: Optimizer
+    ) -> AdafactorState:
+        if optimizer.name != "adafactor":
+            raise UserError(
+                "InitialCheckpoint.optimizer is 'checkpoint': t5x's state is Adafactor's, the run "
+                f"has {optimizer.name}; give Optimizer.name='adafactor', or start 'fresh'"
+            )
+        if not source.optimizer:
+            raise UserError(
+                f"{self.path}: has no optimizer state; give InitialCheckpoint.optimizer='fresh'"
+            )
+        new = new_parameters(source, config)
+        try:
+            moments: dict[str, Any] = {n: leaf.read() for n, leaf in source.optimizer.items()}
+            moments["state/step"] = np.int32(source.step or 0)
+            return adafactor_state_from_t5x(moments, params, optimizer.adafactor, new=new)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
 
 
 RANDOM_PARAMETERS = InitialCheckpoint()
-
-
-def _random(config: T5Config, key: Array, shardings: Any) -> Any:
-    return jax.jit(functools.partial(init_parameters, config), out_shardings=shardings)(key)
 
 
 def with_document_tables(params: Any, cache: MixtureCache) -> Any:

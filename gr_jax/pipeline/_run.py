@@ -81,12 +81,13 @@ def train(
     prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
     config = _sized(model, prepared)
     shardings = partitioner.parameters(config)  # refuses what does not divide
-    params = None
+    start = initial.origin()
     if not workspace.trained:
-        params = initial.parameters(
+        start = initial.start(
             config,
             prepared.cache,
             shardings,
+            trainer.optimizer,
             seed=trainer.seed,
             docid_fingerprint=prepared.docid_map.fingerprint,
         )
@@ -103,7 +104,7 @@ def train(
         spec.save(workspace.index)
         started(workspace.path)
     log(f"training: {total_steps:,} steps of {data.batch_size} examples")
-    start = time.perf_counter()
+    began = time.perf_counter()
     before = workspace.noted("train_seconds") or 0.0 if workspace.trained else 0.0
     finished = (workspace.path / f"checkpoint_{total_steps}").exists()
     try:
@@ -116,13 +117,12 @@ def train(
             total_steps=total_steps,
             docid_fingerprint=prepared.docid_map.fingerprint,
             docid_map=prepared.docid_map,
-            initial=initial.describe(),
-            initial_params=params,
+            start=start,
             progress=progress,
         )
     finally:
         if not finished:
-            workspace.note("train_seconds", round(before + time.perf_counter() - start, 3))
+            workspace.note("train_seconds", round(before + time.perf_counter() - began, 3))
 
 
 def run(

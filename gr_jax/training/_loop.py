@@ -199,7 +199,7 @@ def train(
     return state
 
 
-def _what_decides(config: TrainConfig, batches: Batches, start: Start | None) -> str:
+def _what_decides(config: TrainConfig, batches: Batches, start: Start | None = None) -> str:
     """The settings, beside model and seed, that the trained parameters depend on, as JSON."""
     settings = dataclasses.asdict(config)
     kept = (

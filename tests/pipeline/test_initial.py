@@ -11,14 +11,21 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from gr_jax import pipeline, training
-from gr_jax.checkpoints import from_parameters, write_hugging_face
+from gr_jax.checkpoints import LazyArray, from_parameters, write_hugging_face, write_t5x_legacy
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
 from gr_jax.pipeline._initial import InitialCheckpoint
-from gr_jax.training import Checkpoints, Partitioner, make_mesh
+from gr_jax.training import (
+    Checkpoints,
+    Optimizer,
+    Partitioner,
+    adafactor_state_to_t5x,
+    make_mesh,
+)
 from tests.pipeline.tiny import settings
 
+ADAFACTOR = Optimizer("adafactor", clip_norm=None)
 TABLES = ("target_embedder/embedding", "decoder/logits_dense/kernel")
 
 
@@ -52,26 +59,29 @@ def published(tmp_path_factory) -> tuple[Path, dict]:
     return path, flatten_dict(params, sep="/")
 
 
-def start(prepared, **fields):
-    """What training would start from."""
+def start(prepared, run_optimizer=ADAFACTOR, **fields):
+    """Where training would start: parameters by name, and the optimizer's state."""
     config = settings()["model"](
         vocab_size=prepared.tokenizer.vocab_size,
         target_vocab_size=prepared.docid_map.vocabulary.size,
     )
     shardings = Partitioner(make_mesh(devices=jax.devices()[:1])).parameters(config)
-    params = InitialCheckpoint(**fields).parameters(
+    found = InitialCheckpoint(**fields).start(
         config,
         prepared.cache,
         shardings,
+        run_optimizer,
         seed=0,
         docid_fingerprint=prepared.docid_map.fingerprint,
     )
-    return None if params is None else flatten_dict(params, sep="/")
+    assert found is not None
+    return flatten_dict(found.params, sep="/"), found.opt_state
 
 
 def test_a_published_t5_keeps_everything_but_the_new_tables(prepared, published):
     path, theirs = published
-    ours = start(prepared, path=str(path))
+    ours, moments = start(prepared, path=str(path))
+    assert moments is None
     assert ours.keys() == theirs.keys() | {"target_embedder/embedding"}
     for name, value in ours.items():
         if name in TABLES:
@@ -84,7 +94,7 @@ def test_a_published_t5_keeps_everything_but_the_new_tables(prepared, published)
 def test_document_tables_are_the_mean_of_the_text_of_their_documents(prepared, published):
     path, _ = published
     random, ours = (
-        start(prepared, path=str(path), docid_tables=how) for how in ("random", "documents")
+        start(prepared, path=str(path), docid_tables=how)[0] for how in ("random", "documents")
     )
     (index,) = (task for task in prepared.cache.tasks if task.name == "index")
     size = prepared.docid_map.vocabulary.size
@@ -107,9 +117,9 @@ def test_document_tables_are_the_mean_of_the_text_of_their_documents(prepared, p
 
 
 def test_random_parameters_are_the_default(prepared):
-    assert start(prepared) is None
-    tables = start(prepared, docid_tables="documents")
-    assert tables is not None and np.std(tables[TABLES[0]]) > 0
+    assert InitialCheckpoint().origin() is None
+    tables, _ = start(prepared, docid_tables="documents")
+    assert np.std(tables[TABLES[0]]) > 0
 
 
 def test_a_run_starts_from_it_and_goes_on_without_it(beir, published, tmp_path):
@@ -177,6 +187,31 @@ def test_tables_of_a_checkpoint_of_other_docids_are_refused(prepared, tmp_path):
     write_hugging_face(dataclasses.replace(source, docid_fingerprint="f" * 64), tmp_path / "other")
     with pytest.raises(UserError, match="other docids"):
         start(prepared, path=str(tmp_path / "other"), docid_tables="checkpoint")
-    fresh = start(prepared, path=str(tmp_path / "other"))
-    assert fresh is not None
+    fresh, _ = start(prepared, path=str(tmp_path / "other"))
     assert not np.array_equal(fresh[TABLES[0]], params["target_embedder"]["embedding"])
+
+
+def test_moments_of_a_t5x_checkpoint_are_carried_over(prepared, tmp_path):
+    config = dataclasses.replace(tiny_model(), vocab_size=prepared.tokenizer.vocab_size)
+    params = init_parameters(config, jax.random.key(3))
+    rule = ADAFACTOR.make()
+    _, state = rule.update(params, rule.init(params), params, learning_rate=1e-3)
+    leaves = {n: LazyArray.of(np.asarray(x)) for n, x in adafactor_state_to_t5x(state).items()}
+    source = dataclasses.replace(from_parameters(params, config), optimizer=leaves, step=1)
+    write_t5x_legacy(source, tmp_path / "t5x", optimizer=True)
+    path = str(tmp_path / "t5x" / "checkpoint_1")
+    assert start(prepared, path=path)[1] is None
+    _, moments = start(prepared, path=path, optimizer="checkpoint")
+    assert moments.count == 1
+    for field in ("v", "v_row", "v_col"):
+        given = flatten_dict(getattr(state, field), sep="/")
+        for name, moment in flatten_dict(getattr(moments, field), sep="/").items():
+            if name in TABLES:  # new: nothing is known of their gradients
+                assert not np.any(moment)
+            else:
+                np.testing.assert_array_equal(moment, given[name], err_msg=f"{field} {name}")
+    with pytest.raises(UserError, match=r"Adafactor's.*muon"):
+        start(prepared, Optimizer("muon"), path=path, optimizer="checkpoint")
+    write_t5x_legacy(source, tmp_path / "bare")
+    with pytest.raises(UserError, match="no optimizer state"):
+        start(prepared, path=str(tmp_path / "bare" / "checkpoint_1"), optimizer="checkpoint")
