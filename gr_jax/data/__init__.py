@@ -8,9 +8,16 @@ from gr_jax.data._cache import MixtureCache, TaskCache, build_cache, register_pr
 from gr_jax.data._chunks import document_chunks
 from gr_jax.data._examples import ExampleSource, write_examples
 from gr_jax.data._order import mixture_positions, permute
-from gr_jax.data._tokenizer import Tokenizer, train_tokenizer
+from gr_jax.data._tokenizer import (
+    BYTES,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+    write_bytes_vocabulary,
+)
 
 __all__ = [
+    "BYTES",
     "Batches",
     "ExampleSource",
     "MixtureCache",
@@ -19,9 +26,11 @@ __all__ = [
     "Tokenizer",
     "build_cache",
     "document_chunks",
+    "load_tokenizer",
     "mixture_positions",
     "permute",
     "register_prepared",
     "train_tokenizer",
+    "write_bytes_vocabulary",
     "write_examples",
 ]

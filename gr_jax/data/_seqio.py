@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gr_jax.console import hidden_stderr
+from gr_jax.data._tokenizer import is_bytes
 
 with hidden_stderr():  # TensorFlow greets with a screenful of hardware it did not find
     import seqio
@@ -34,14 +35,18 @@ def register_task(
     Args:
       name: of the task in SeqIO's registry.
       examples: the file written by `write_examples`; split `train`.
-      sentencepiece: model of the input vocabulary.
+      sentencepiece: model of the input vocabulary, or the file that stands for bytes.
       target_vocab_size: number of docid tokens.
 
     Returns:
-      A task with features `inputs` (SentencePiece ids and the end token) and `targets` (docid
+      A task with features `inputs` (ids of text and the end token) and `targets` (docid
       tokens as they are: they carry their own end token where one is needed).
     """
     _forget(seqio.TaskRegistry, name)
+    if is_bytes(sentencepiece):
+        vocabulary = seqio.ByteVocabulary(extra_ids=0)
+    else:
+        vocabulary = seqio.SentencePieceVocabulary(str(sentencepiece), extra_ids=0)
     return seqio.TaskRegistry.add(
         name,
         source=seqio.TextLineDataSource({"train": str(examples)}),  # pyright: ignore[reportArgumentType]
@@ -51,9 +56,7 @@ def register_task(
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={
-            "inputs": seqio.Feature(
-                seqio.SentencePieceVocabulary(str(sentencepiece), extra_ids=0), add_eos=True
-            ),
+            "inputs": seqio.Feature(vocabulary, add_eos=True),
             "targets": seqio.Feature(
                 seqio.PassThroughVocabulary(size=target_vocab_size, eos_id=None), add_eos=False
             ),

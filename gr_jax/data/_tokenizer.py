@@ -1,4 +1,4 @@
-"""SentencePiece for queries and documents, without TensorFlow."""
+"""SentencePiece, or ByT5's bytes, for queries and documents, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -16,6 +17,8 @@ from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # T5's
+BYTES = "bytes"  # stands for ByT5's vocabulary, in the place of a SentencePiece model's path
+_BYTES_FILE = b"bytes\n"  # and this for the model
 _MAX_SENTENCE_BYTES = 16_384
 _PART = _MAX_SENTENCE_BYTES // 4  # a character has at most four bytes
 
@@ -72,16 +75,87 @@ def _parts(line: str) -> list[str]:
     return [line[i : i + _PART] for i in range(0, len(line), _PART)]
 
 
-class Tokenizer:
-    """A SentencePiece model: text -> ids that end with the end token.
+class Tokenizer(Protocol):
+    """Text -> ids that end with the end token.
 
     Attributes:
-      path: the model file.
+      path: the vocabulary's file.
       words_only: whether text is reduced to its case-folded words first, as the models that
-        `train_tokenizer` makes expect. T5's own vocabulary wants the text as it is.
+        `train_tokenizer` makes expect. Published vocabularies want the text as it is.
+      vocab_size: number of ids.
     """
 
-    def __init__(self, path: Path, *, words_only: bool):
+    path: Path
+    words_only: bool
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def clean(self, text: str) -> str:
+        """`text` as this vocabulary wants it, on one line."""
+        ...
+
+    def encode(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "n length"]:
+        """Ids [texts, max_length], cut to leave room for the end token, padded with 0."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+        ...
+
+
+def load_tokenizer(path: Path, *, words_only: bool) -> Tokenizer:
+    """The vocabulary of a file: a SentencePiece model, or what `write_bytes_vocabulary` wrote.
+
+    Raises:
+      UserError: missing, or neither.
+    """
+    return ByteTokenizer(path) if is_bytes(path) else SentencePieceTokenizer(path, words_only)
+
+
+def is_bytes(path: Path) -> bool:
+    """Whether a vocabulary's file stands for bytes."""
+    path = Path(path)
+    return (
+        path.is_file()
+        and path.stat().st_size == len(_BYTES_FILE)
+        and (path.read_bytes() == _BYTES_FILE)
+    )
+
+
+def write_bytes_vocabulary(path: Path) -> None:
+    """Writes the file that stands for ByT5's vocabulary."""
+    with atomic_file(Path(path)) as temporary:
+        temporary.write_bytes(_BYTES_FILE)
+
+
+class ByteTokenizer:
+    """ByT5's vocabulary (Xue et al. 2022): the bytes of UTF-8, after pad, end and unknown."""
+
+    vocab_size = 3 + 256
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.words_only = False
+
+    def clean(self, text: str) -> str:
+        """See `Tokenizer`."""
+        return " ".join(text.split())
+
+    def encode(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "n length"]:
+        """See `Tokenizer`."""
+        ids = [np.frombuffer(self.clean(text).encode(), np.uint8) + np.int32(3) for text in texts]
+        return _padded(ids, max_length)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`; what is no UTF-8 is left away."""
+        return bytes(int(i) - 3 for i in ids if 3 <= i < self.vocab_size).decode(errors="ignore")
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model with T5's special ids; see `Tokenizer`."""
+
+    def __init__(self, path: Path, words_only: bool):
         """Loads `path`.
 
         Raises:
@@ -116,14 +190,18 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "n length"]:
         """Ids [texts, max_length], cut to leave room for the end token, padded with 0."""
-        ids = np.full((len(texts), max_length), PAD_ID, np.int32)
-        cleaned = [self.clean(text) for text in texts]
-        for row, pieces in zip(ids, self._processor.Encode(cleaned), strict=True):
-            pieces = pieces[: max_length - 1]
-            row[: len(pieces)] = pieces
-            row[len(pieces)] = EOS_ID
-        return ids
+        return _padded(self._processor.Encode([self.clean(text) for text in texts]), max_length)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
         return self._processor.Decode([int(i) for i in ids if i > EOS_ID])
+
+
+def _padded(rows: Sequence[Sequence[int]], max_length: int) -> Int[np.ndarray, "n length"]:
+    """Rows cut to leave room for the end token, which follows each."""
+    ids = np.full((len(rows), max_length), PAD_ID, np.int32)
+    for row, pieces in zip(ids, rows, strict=True):
+        pieces = pieces[: max_length - 1]
+        row[: len(pieces)] = pieces
+        row[len(pieces)] = EOS_ID
+    return ids

@@ -11,13 +11,16 @@ from typing import Any
 
 from gr_jax.corpus import Collection, Corpus
 from gr_jax.data import (
+    BYTES,
     Batches,
     ExampleSource,
     MixtureCache,
     Tokenizer,
     build_cache,
     document_chunks,
+    load_tokenizer,
     train_tokenizer,
+    write_bytes_vocabulary,
     write_examples,
 )
 from gr_jax.docids import DocidAssigner, DocidMap
@@ -38,7 +41,8 @@ class DataConfig:
       synthetic_rate: weight of synthetic queries.
       queries_rate: weight of the corpus's training queries.
       chunk_words: words of an indexing example.
-      sentencepiece: a SentencePiece model to use, T5's for instance; None trains one on the corpus.
+      sentencepiece: a SentencePiece model to use, T5's for instance, or `bytes` for ByT5's
+        vocabulary; None trains a model on the corpus.
       vocab_size: pieces of the model trained on the corpus.
       input_length: tokens of an example or a query at most, the end token included.
       batch_size: examples per step.
@@ -115,8 +119,8 @@ def prepare(
     """
     # what can be refused is refused before anything is written
     docids.check(collection.corpus)
-    if data.sentencepiece:
-        Tokenizer(Path(data.sentencepiece), words_only=False)
+    if data.sentencepiece not in (None, BYTES):
+        load_tokenizer(Path(data.sentencepiece), words_only=False)
     workspace.claim(collection.corpus)
     training = _training_pairs(collection)
     job = _Job(workspace, collection.corpus, training, data, log)
@@ -165,6 +169,9 @@ class _Job:
         given, path = self.data.sentencepiece, self.workspace.sentencepiece
 
         def build() -> None:
+            if given == BYTES:
+                write_bytes_vocabulary(path)
+                return
             if given:
                 with atomic_file(path) as temporary:
                     shutil.copyfile(given, temporary)
@@ -184,7 +191,7 @@ class _Job:
             path,
             build,
         )
-        return Tokenizer(path, words_only=given is None), key
+        return load_tokenizer(path, words_only=given is None), key
 
     def write_examples(
         self,
@@ -261,7 +268,7 @@ def _describe(part: Any) -> str:
 
 def _content(path: str | None) -> str | None:
     """A fingerprint of a file: what is in it counts, not where it lies."""
-    if path is None:
-        return None
+    if path in (None, BYTES):
+        return path
     with Path(path).open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

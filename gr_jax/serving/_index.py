@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from gr_jax.corpus import read_corpus
-from gr_jax.data import Tokenizer
+from gr_jax.data import Tokenizer, load_tokenizer
 from gr_jax.decoding import BeamSearch, SearchResult, Trie, score_all
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
@@ -127,7 +127,7 @@ class Index:
         return cls(
             spec,
             docid_map,
-            Tokenizer(path / "vocabulary" / "sentencepiece.model", words_only=spec.words_only),
+            load_tokenizer(path / "vocabulary" / "sentencepiece.model", words_only=spec.words_only),
             parameters,
             step,
             path / "corpus" / "corpus.jsonl",

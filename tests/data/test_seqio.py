@@ -14,9 +14,10 @@ from gr_jax.data import (
     Batches,
     ExampleSource,
     MixtureCache,
-    Tokenizer,
     build_cache,
+    load_tokenizer,
     train_tokenizer,
+    write_bytes_vocabulary,
     write_examples,
 )
 from gr_jax.docids import DocidMap, docid_map_from_tokens
@@ -60,7 +61,7 @@ class Made:
         )
         train_tokenizer([*texts, *ODD], folder / "sp.model", vocab_size=200)
         # as it is: the raw odd texts reach SentencePiece on both sides
-        self.tokenizer = Tokenizer(folder / "sp.model", words_only=False)
+        self.tokenizer = load_tokenizer(folder / "sp.model", words_only=False)
         self.pairs = {
             "index": [(text, i % 8) for i, text in enumerate([*ODD, *texts])],
             "synthetic": [(text[::-1], i % 8) for i, text in enumerate(texts)],
@@ -133,6 +134,16 @@ def test_tokens_are_those_of_the_tokenizer(made):
         lengths = task.lengths("inputs", np.arange(len(task)))
         assert lengths.tolist() == [len(stripped(row)) for row in ids]
         assert lengths.max() <= INPUT_LENGTH and lengths.min() >= 2
+
+
+def test_bytes_are_those_of_the_tokenizer(made, tmp_path):
+    write_bytes_vocabulary(tmp_path / "bytes")
+    tokenizer = load_tokenizer(tmp_path / "bytes", words_only=False)
+    cache = made.build(tmp_path / "cache", name="bytes", sentencepiece=tokenizer.path)
+    for task in cache.tasks:
+        ids = tokenizer.encode([text for text, _ in made.pairs[task.name]], INPUT_LENGTH)
+        for i in range(len(task)):
+            assert stripped(task.example("inputs", i)) == stripped(ids[i])
 
 
 def test_loading_gives_the_same(made):

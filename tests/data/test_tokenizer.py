@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.corpus import normalize
-from gr_jax.data import Tokenizer, train_tokenizer
+from gr_jax.data import load_tokenizer, train_tokenizer, write_bytes_vocabulary
 from gr_jax.data._tokenizer import EOS_ID, PAD_ID, UNK_ID
 from gr_jax.errors import UserError
 from tests.conftest import TOPICS
@@ -29,7 +29,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(model):
-    return Tokenizer(model, words_only=True)
+    return load_tokenizer(model, words_only=True)
 
 
 def test_special_ids_are_those_of_t5(tokenizer):
@@ -60,7 +60,7 @@ def test_decode_inverts_encode(tokenizer):
 
 def test_words_only(model, tokenizer):
     assert tokenizer.clean("  Soup,\tONION-stew!\n") == "soup onion stew"
-    as_is = Tokenizer(model, words_only=False)
+    as_is = load_tokenizer(model, words_only=False)
     assert as_is.clean("  Soup,\tONION-stew!\n") == "Soup, ONION-stew!"
     same = tokenizer.encode(["soup onion", "SOUP... Onion?"], 16)
     np.testing.assert_array_equal(same[0], same[1])
@@ -89,7 +89,7 @@ def test_training_is_the_same_elsewhere(tmp_path, model):
 )
 def test_tiny_corpora(tmp_path, texts):
     train_tokenizer(texts, tmp_path / "sp.model", vocab_size=8192)
-    tokenizer = Tokenizer(tmp_path / "sp.model", words_only=True)
+    tokenizer = load_tokenizer(tmp_path / "sp.model", words_only=True)
     assert 4 <= tokenizer.vocab_size < 30
     ids = tokenizer.encode(texts[:1], 16)[0]
     assert UNK_ID not in ids
@@ -117,14 +117,14 @@ def test_too_small_a_vocabulary(tmp_path):
 )
 def test_very_long_texts_are_read_to_their_end(tmp_path, long):
     train_tokenizer([long, "dog"], tmp_path / "sp.model", vocab_size=100)
-    tokenizer = Tokenizer(tmp_path / "sp.model", words_only=True)
+    tokenizer = load_tokenizer(tmp_path / "sp.model", words_only=True)
     assert UNK_ID not in tokenizer.encode(["zebra", long[:3]], 16)
 
 
 def test_vocab_size_is_an_upper_bound(tmp_path):
     for size in (40, 50):
         train_tokenizer(sentences(), tmp_path / "sp.model", vocab_size=size)
-        assert Tokenizer(tmp_path / "sp.model", words_only=True).vocab_size == size
+        assert load_tokenizer(tmp_path / "sp.model", words_only=True).vocab_size == size
 
 
 def test_texts_beyond_the_limit_are_not_read(tmp_path):
@@ -143,5 +143,20 @@ def test_files_that_are_no_model(tmp_path, model):
     (tmp_path / "folder").mkdir()
     for name in ("empty", "text", "cut", "folder", "missing"):
         with pytest.raises(UserError, match=name) as caught:
-            Tokenizer(tmp_path / name, words_only=True)
+            load_tokenizer(tmp_path / name, words_only=True)
         assert "\n" not in str(caught.value)
+
+
+def test_bytes_are_byt5s(tmp_path):
+    path = tmp_path / "vocabulary"
+    write_bytes_vocabulary(path)
+    tokenizer = load_tokenizer(path, words_only=False)
+    assert tokenizer.vocab_size == 259
+    # 3 + the byte; the second is cut, within a character
+    ids = tokenizer.encode(["aé \n b", "ééé"], 6)
+    assert ids.tolist() == [
+        [3 + 97, 3 + 0xC3, 3 + 0xA9, 3 + 32, 3 + 98, 1],
+        [3 + 0xC3, 3 + 0xA9, 3 + 0xC3, 3 + 0xA9, 3 + 0xC3, 1],
+    ]
+    assert tokenizer.decode(ids[0].tolist()) == "aé b"
+    assert tokenizer.decode(ids[1].tolist()) == "éé"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gr_jax.corpus import read_corpus
-from gr_jax.data import Tokenizer, train_tokenizer
+from gr_jax.data import load_tokenizer, train_tokenizer
 from gr_jax.decoding import SearchResult, Trie
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
@@ -27,7 +27,7 @@ def make_index(beir: Path, folder: Path, scale: float = 2.0) -> Index:
     corpus = read_corpus(beir / "corpus.jsonl")
     vocabulary = folder / "sentencepiece.model"
     train_tokenizer((d.text for d in corpus.documents), vocabulary, vocab_size=200)
-    tokenizer = Tokenizer(vocabulary, words_only=True)
+    tokenizer = load_tokenizer(vocabulary, words_only=True)
     rng = np.random.default_rng(0)
     chosen = rng.choice(int(np.prod(LEVELS)), len(corpus), replace=False)
     codes = np.stack(np.unravel_index(chosen, LEVELS), axis=1).astype(np.int32)
