@@ -90,6 +90,7 @@ def adamw() -> Optimizer:
     return Optimizer("adamw", b1=b1, b2=b2, weight_decay=decay, clip_norm=None)
 
 
+@functools.cache
 def first_gradient(name: str) -> dict[str, np.ndarray]:
     """From AdamW's mean of one gradient."""
     _, state, _ = steps(name, adamw(), 1)
