@@ -111,41 +111,43 @@ def older(text: str, *names: str) -> str:
     return json.dumps(without(json.loads(text)), sort_keys=True)
 
 
+TRAINING = _what_decides(TRAINER, make_batches())
+YOUNGER_OF_MODEL = ("relpos_per_layer", "scan_layers", "remat")
+YOUNGER_OF_TRAINING = (
+    "softmax", "loss_normalizing_factor", "adafactor", "factors", "decay_factor",
+    "steps_per_decay", "steps_per_cycle", "step_offset", "min_learning_rate",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def old(state, tmp_path_factory):
+    identity = dataclasses.replace(
+        IDENTITY,
+        model=older(IDENTITY.model, *YOUNGER_OF_MODEL),
+        training=older(TRAINING, *YOUNGER_OF_TRAINING),
+    )
+    assert "scan_layers" not in identity.model and "factors" not in identity.training
+    assert json.loads(identity.training)["schedule"].keys() == {
+        "base", "warmup_steps", "decay", "final"
+    }  # fmt: skip
+    directory = tmp_path_factory.mktemp("old")
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(7, state, identity)
+    checkpoints.wait()
+    yield checkpoints
+    checkpoints.close()
+
+
 class TestOlderCheckpoints:
     """A checkpoint from before a setting existed goes on with the setting's default only."""
 
-    TRAINING = _what_decides(TRAINER, make_batches())
-    MODEL_FIELDS = ("relpos_per_layer", "scan_layers", "remat")
-    TRAINING_FIELDS = (
-        "softmax", "loss_normalizing_factor", "adafactor", "factors", "decay_factor",
-        "steps_per_decay", "steps_per_cycle", "step_offset", "min_learning_rate",
-    )  # fmt: skip
-
-    @pytest.fixture(scope="class")
-    def old(self, state, tmp_path_factory):
-        identity = dataclasses.replace(
-            IDENTITY,
-            model=older(IDENTITY.model, *self.MODEL_FIELDS),
-            training=older(self.TRAINING, *self.TRAINING_FIELDS),
-        )
-        assert "scan_layers" not in identity.model and "factors" not in identity.training
-        assert json.loads(identity.training)["schedule"].keys() == {
-            "base", "warmup_steps", "decay", "final"
-        }  # fmt: skip
-        directory = tmp_path_factory.mktemp("old")
-        checkpoints = Checkpoints(directory)
-        checkpoints.save(7, state, identity)
-        checkpoints.wait()
-        yield checkpoints
-        checkpoints.close()
-
     def test_goes_on(self, old, state):
-        ours = dataclasses.replace(IDENTITY, training=self.TRAINING)
+        ours = dataclasses.replace(IDENTITY, training=TRAINING)
         assert_same(old.restore(7, shapes(), ours), state)
 
     def test_goes_on_with_other_execution(self, old, state):
         model = dataclasses.replace(MODEL, remat="full").to_json()
-        ours = dataclasses.replace(IDENTITY, training=self.TRAINING, model=model)
+        ours = dataclasses.replace(IDENTITY, training=TRAINING, model=model)
         assert_same(old.restore(7, shapes(), ours), state)
 
     @pytest.mark.parametrize(
