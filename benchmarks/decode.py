@@ -170,7 +170,7 @@ class Benchmark:
         )
         self.row_of = {tuple(t for t in row if t): i for i, row in enumerate(tokens.tolist())}
         weights = hf.make_weights(MODEL, options.seed)
-        config = T5Config.from_size("small", MODEL["vocab_size"])
+        config = T5Config.from_name("t5_1_1_small")
         parameters = jax.device_put(hf.t5x_tree(MODEL, weights))
         self.weights = prepare_inference(config, parameters, options.precision)
         self.trie = make_trie(self.docids)

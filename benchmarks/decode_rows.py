@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--atomic", type=int, default=8_800_000, help="docids; 0 to leave it out")
     parser.add_argument("--squad20k", type=Path, help="a BEIR folder, for the row `real`")
     options = parser.parse_args()
-    config = T5Config.from_size("small", MODEL["vocab_size"])
+    config = T5Config.from_name("t5_1_1_small")
     parameters = jax.jit(init_parameters, static_argnums=0)(config, jax.random.key(0))
     weights = prepare_inference(config, parameters, options.precision)
     facts = {

@@ -35,8 +35,13 @@ FILLER = -1e8  # Hugging Face marks rows that are no answer with scores around -
 # --- models, in NumPy ---------------------------------------------------------------------------
 
 
-def weight_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's name and shape of every tensor that is not an alias of another."""
+def weight_shapes(
+    config: dict[str, Any], *, bias_per_layer: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's name and shape of every tensor that is not an alias of another.
+
+    `bias_per_layer` is umT5's: position biases in every block, not in a stack's first.
+    """
     d, ff, vocab = config["d_model"], config["d_ff"], config["vocab_size"]
     inner = config["num_heads"] * config["d_kv"]
     shapes: dict[str, tuple[int, ...]] = {"shared.weight": (vocab, d)}
@@ -56,15 +61,18 @@ def weight_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                 shapes[f"{block}.{last}.DenseReluDense.{name}.weight"] = (ff, d)
             shapes[f"{block}.{last}.DenseReluDense.wo.weight"] = (d, ff)
             shapes[f"{block}.{last}.layer_norm.weight"] = (d,)
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        shapes[bias] = (32, config["num_heads"])
+        for i in range(layers if bias_per_layer else 1):
+            bias = f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"
+            shapes[bias] = (32, config["num_heads"])
         shapes[f"{stack}.final_layer_norm.weight"] = (d,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, d)
     return shapes
 
 
-def make_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+def make_weights(
+    config: dict[str, Any], seed: int, *, bias_per_layer: bool = False
+) -> dict[str, np.ndarray]:
     """Random float32 weights; each depends on `seed` and its name alone, not on the others.
 
     Tensor = standard normals of `default_rng([seed, crc32(name)])`, times a scale: 2 for token
@@ -73,7 +81,7 @@ def make_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     0.5 for position biases; norms are 1 plus 0.1 of it.
     """
     weights = {}
-    for name, shape in weight_shapes(config).items():
+    for name, shape in weight_shapes(config, bias_per_layer=bias_per_layer).items():
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         x = rng.standard_normal(shape, dtype=np.float32)
         if name.endswith("layer_norm.weight"):
@@ -97,7 +105,9 @@ _T5X = {
 }  # fmt: skip
 
 
-def t5x_tree(config: dict[str, Any], weights: dict[str, np.ndarray]) -> dict[str, Any]:
+def t5x_tree(
+    config: dict[str, Any], weights: dict[str, np.ndarray], *, bias_per_layer: bool = False
+) -> dict[str, Any]:
     """The same weights as t5x's (and gr_jax's) tree: matrices are the other way round there."""
     tree: dict[str, Any] = {}
     for name, x in weights.items():
@@ -107,7 +117,8 @@ def t5x_tree(config: dict[str, Any], weights: dict[str, np.ndarray]) -> dict[str
         elif stack == "lm_head":
             path = ["decoder", "logits_dense", "kernel"]
         elif rest[-1] == "relative_attention_bias":
-            path = [stack, "relpos_bias", "rel_embedding"]
+            path = ["relpos_bias", "rel_embedding"]
+            path = [stack, f"layers_{rest[1]}", *path] if bias_per_layer else [stack, *path]
         elif rest == ["final_layer_norm"]:
             path = [stack, f"{stack}_norm", "scale"]
         else:

@@ -36,7 +36,6 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks.decode import (
-    MODEL,
     SCORES,
     SOURCE_LENGTH,
     add_arguments,
@@ -131,7 +130,7 @@ class Compiler:
             platform="tpu", topology_name=TOPOLOGY, chips_per_host_bounds=(1, 1, 1)
         )
         self.device = topology.devices[0]
-        config = T5Config.from_size("small", MODEL["vocab_size"])
+        config = T5Config.from_name("t5_1_1_small")
 
         def weights():
             return prepare_inference(

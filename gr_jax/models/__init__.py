@@ -1,6 +1,6 @@
 """T5 in Flax Linen with t5x's names, and the pure functions that the rest of gr_jax calls."""
 
-from gr_jax.models._config import SIZES, T5Config
+from gr_jax.models._config import T5Config
 from gr_jax.models._functions import (
     count_parameters,
     decode_train,
@@ -21,10 +21,11 @@ from gr_jax.models._inference import (
     prepare_inference,
 )
 from gr_jax.models._losses import LossSums, cross_entropy_loss
+from gr_jax.models._variants import VARIANTS
 
 __all__ = [
     "PRECISIONS",
-    "SIZES",
+    "VARIANTS",
     "CrossCache",
     "InferenceWeights",
     "LossSums",

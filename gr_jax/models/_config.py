@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+from collections.abc import Collection
 from typing import Any, Self
 
 from gr_jax.errors import UserError
-
-# size -> (emb_dim, num_heads, layers per stack, mlp_dim) of T5 1.1; head_dim is 64 in all of them.
-SIZES = {
-    "small": (512, 6, 8, 1024),
-    "base": (768, 12, 12, 2048),
-    "large": (1024, 16, 24, 2816),
-    "xl": (2048, 32, 24, 5120),
-    "xxl": (4096, 64, 24, 10240),
-}
+from gr_jax.models._variants import VARIANTS
 
 _ACTIVATIONS = ("gelu", "linear", "relu", "silu", "swish", "tanh", "sigmoid")
 _REMATS = ("none", "minimal", "full")
@@ -112,19 +106,29 @@ class T5Config:
         return self.target_vocab_size or self.vocab_size
 
     @classmethod
-    def from_size(cls, size: str, vocab_size: int, **overrides: Any) -> Self:
-        """The published T5 1.1 shape called `size` (small, base, large, xl, xxl)."""
-        if size not in SIZES:
-            raise UserError(f"unknown T5 size {size!r}: choose one of {', '.join(SIZES)}")
-        emb_dim, num_heads, layers, mlp_dim = SIZES[size]
-        shape: dict[str, Any] = {
-            "emb_dim": emb_dim,
-            "num_heads": num_heads,
-            "mlp_dim": mlp_dim,
-            "num_encoder_layers": layers,
-            "num_decoder_layers": layers,
-        }
-        return cls(vocab_size=vocab_size, **(shape | overrides))
+    def from_name(cls, name: str, vocab_size: int | None = None, **overrides: Any) -> Self:
+        """The published T5 called `name`, `t5_1_1_small` for instance (see `VARIANTS`).
+
+        Args:
+          name: a key of `VARIANTS`.
+          vocab_size: the tokenizer's. The published table has padding rows beyond its own
+            tokenizer's pieces, and keeps them: it only grows, where it has fewer rows than this.
+            None leaves the published number; the `tiny` ones have none.
+          **overrides: other fields of `T5Config`.
+
+        Raises:
+          UserError: an unknown name or field, or a `tiny` one without `vocab_size`.
+        """
+        if name not in VARIANTS:
+            raise UserError(f"unknown T5 {name!r}: {_nearest(name, VARIANTS)}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(overrides.keys() - fields):
+            raise UserError(f"T5Config has no field {unknown[0]!r}: {_nearest(unknown[0], fields)}")
+        shape = VARIANTS[name] | overrides
+        if vocab_size is None and "vocab_size" not in shape:
+            raise UserError(f"{name} has no vocabulary of its own: give vocab_size")
+        shape["vocab_size"] = max(shape.get("vocab_size", 0), vocab_size or 0)
+        return cls(**shape)
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back."""
@@ -134,3 +138,8 @@ class T5Config:
     def from_json(cls, text: str) -> Self:
         """The config written by `to_json`."""
         return cls(**json.loads(text))
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, 3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gr_jax.errors import UserError
 from gr_jax.models._config import T5Config
 from gr_jax.models._layers import MASKED, RMS_EPSILON, activation, relative_position_bucket
+from gr_jax.models._layout import unstack_layers
 
 Parameters = Any
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
@@ -85,7 +86,7 @@ class Stack(NamedTuple):
     embedding: Array  # [vocab, embed]
     layers: tuple[Any, ...]
     norm: Array  # [embed]
-    bias: Array  # relative position biases [heads, buckets]
+    bias: Array  # relative position biases [1 or layers, heads, buckets]
 
 
 @functools.partial(
@@ -147,7 +148,7 @@ def prepare_inference(
 
     Args:
       config: the model.
-      parameters: its float32 parameters.
+      parameters: its float32 parameters, in either layout.
       precision: of weights and activations. `int8` keeps all matrices as 8-bit integers with a
         scale per output; token tables and activations are bfloat16 then. None takes
         `config.dtype`. Norms, softmax and scores are float32 always.
@@ -166,6 +167,7 @@ def prepare_inference(
 def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) -> InferenceWeights:
     dtype = "bfloat16" if precision == "int8" else precision
     config = dataclasses.replace(config, dtype=dtype)
+    parameters = unstack_layers(parameters)  # the search runs each layer by itself
 
     def weight(kernel: Array) -> Weight:
         """[..., inputs, outputs] -> [..., outputs, inputs]."""
@@ -187,11 +189,16 @@ def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) 
 
     def stack(name: str, table: Array, layers: list[Any]) -> Stack:
         module = parameters[name]
+        owners = [module]
+        if config.relpos_per_layer:
+            owners = [module[f"layers_{i}"] for i in range(len(layers))]
+        biases = [owner["relpos_bias"]["rel_embedding"] for owner in owners]
+        none = jnp.zeros((0, config.num_heads, config.relpos_buckets))
         return Stack(
             table.astype(dtype),
             tuple(layers),
             module[f"{name}_norm"]["scale"],
-            module["relpos_bias"]["rel_embedding"],
+            jnp.stack(biases) if biases else none,
         )
 
     encoder, decoder, cross = [], [], []
@@ -285,14 +292,16 @@ def encode_cross(weights: InferenceWeights, tokens: Int[Array, "b s"]) -> CrossC
     x = weights.encoder.embedding[tokens]  # [batch, source, embed]
     positions = np.arange(tokens.shape[1])
     bias = _relative_bias(weights, weights.encoder, positions, positions, bidirectional=True)
-    bias = jnp.where(mask[:, None, None, :], bias.transpose(1, 0, 2), MASKED)
-    for layer in weights.encoder.layers:
+    # [1 or layers, batch, heads, source, source]
+    bias = jnp.where(mask[:, None, None, :], bias.swapaxes(1, 2)[:, None], MASKED)
+    for i, layer in enumerate(weights.encoder.layers):
         # [batch, source, 3, heads, head_dim]
         qkv = _matmul(_norm(x, layer.own.norm), layer.own.qkv).reshape(
             *tokens.shape, 3, c.num_heads, c.head_dim
         )
-        query, key, value = (qkv[:, :, i] for i in range(3))
-        scores = jnp.einsum("bqhe,bkhe->bhqk", query, key).astype(jnp.float32) + bias
+        query, key, value = (qkv[:, :, part] for part in range(3))
+        scores = jnp.einsum("bqhe,bkhe->bhqk", query, key).astype(jnp.float32)
+        scores = scores + bias[i % len(bias)]  # the one bias, or the layer's
         mixed = jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(scores).astype(x.dtype), value)
         x = x + _matmul(mixed.reshape(*tokens.shape, -1), layer.own.out)
         x = x + _feed_forward(x, layer.mlp, c)
@@ -336,7 +345,7 @@ def decode_block(
         # [batch, beam, q, 3, joined] -> [batch, beam, q, 3, heads, head_dim]
         qkv = qkv.reshape(*x.shape[:3], 3, c.num_heads, c.head_dim)
         slots = None if past is None else past.slots[i]
-        mixed = _self_attention(qkv, slots, past, mine, bias)
+        mixed = _self_attention(qkv, slots, past, mine, bias[i % len(bias)])
         x = x + _matmul(mixed.reshape(*x.shape[:3], -1), layer.own.out)
         kept.append(qkv[:, :, :, 1:])
         query = _matmul(_norm(x, layer.other.norm), layer.other.query)
@@ -391,19 +400,19 @@ def _relative_bias(
     keys: np.ndarray,
     *,
     bidirectional: bool,
-) -> Float[Array, "q h k"]:
-    """float32 biases for static positions."""
+) -> Float[Array, "n q h k"]:
+    """float32 biases of each of the stack's tables for static positions."""
     buckets = relative_position_bucket(
         keys[None, :] - queries[:, None],
         bidirectional=bidirectional,
         num_buckets=weights.config.relpos_buckets,
         max_distance=weights.config.relpos_max_distance,
     )
-    return stack.bias.astype(jnp.float32)[:, buckets].transpose(1, 0, 2)
+    return stack.bias.astype(jnp.float32)[:, :, buckets].swapaxes(1, 2)
 
 
 def _self_bias(weights: InferenceWeights, step: int, q: int, past: Past | None) -> Array:
-    """Relative position biases [q, heads, keys], masked where a key comes after the query."""
+    """Relative position biases [1 or layers, q, heads, keys], masked where a key comes later."""
     own = np.arange(step, step + q)
     before = np.arange(step) if past is None or past.steps is None else past.steps
     keys = np.concatenate([before if past is not None else own[:0], own])

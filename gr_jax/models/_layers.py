@@ -1,8 +1,8 @@
 """The layers of T5, with t5x's parameter names and 2-D kernels.
 
 T5 has no biases, no 1/sqrt(d) in attention (its query initialiser carries it), RMSNorm before each
-sub-layer, and one table of relative position biases per stack. Parameters are float32 and carry
-logical axis names (`nn.with_logical_partitioning`); `gr_jax.training.partitioning` maps those
+sub-layer, and one table of relative position biases per stack (umT5: per layer). Parameters are
+float32 and carry logical axis names (`nn.with_logical_partitioning`); `gr_jax.training` maps those
 to a mesh.
 """
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from gr_jax.models._config import T5Config
@@ -23,6 +24,7 @@ _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"
 _attention_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 MASKED = -1e10  # a masked attention score; t5x's value
 RMS_EPSILON = 1e-6
+PRODUCT = "product"  # what `jax.checkpoint` policies know a product with a parameter by
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -80,7 +82,9 @@ class Dense(nn.Module):
             return self.kernel_init(key, shape, dtype) * self.init_scale
 
         kernel = _parameter(self, "kernel", init, self.axes, (x.shape[-1], self.features))
-        return _matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        product = _matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        # policies do not look into a custom_vjp: they would not find the product by its operation
+        return checkpoint_name(product, PRODUCT)
 
 
 class RMSNorm(nn.Module):
@@ -148,7 +152,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """One learnt bias per (head, bucket of relative position), shared by a stack's layers."""
+    """One learnt bias per (head, bucket of relative position)."""
 
     config: T5Config
     bidirectional: bool

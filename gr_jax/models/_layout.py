@@ -53,10 +53,11 @@ def stack_layers(params: Any) -> Any:
 def unstack_layers(params: Any) -> Any:
     """The unscanned layout of a scanned tree; an unscanned one stays as it is."""
     unscanned: dict[str, Any] = {}
-    for name, leaf in flatten_dict(params, sep="/").items():
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")
+    for name, leaf in leaves.items():
         if layer_name(name, 0) is None:
             unscanned[name] = leaf
         else:
             for i in range(leaf.shape[LAYER_AXIS]):
-                unscanned[layer_name(name, i)] = jnp.take(leaf, i, axis=LAYER_AXIS)
+                unscanned[str(layer_name(name, i))] = jnp.take(leaf, i, axis=LAYER_AXIS)
     return unflatten_dict(unscanned, sep="/")

@@ -46,7 +46,7 @@ def train(
       docids: gives documents their docids.
       queries: makes synthetic queries.
       data: what the model reads.
-      model: `T5Config` with all but the vocabulary sizes bound.
+      model: `T5Config`, or `T5Config.from_name`, with all but the vocabulary sizes bound.
       trainer: how to train.
       corpus: a BEIR folder, or `python` for the embedded collection.
       strict: refuse documents without text instead of skipping them.
@@ -65,14 +65,7 @@ def train(
     collection = load_collection(corpus, strict=strict)
     log(_describe_collection(collection))
     prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
-    config = T5Config(
-        **dataclasses.asdict(
-            model(
-                vocab_size=prepared.tokenizer.vocab_size,
-                target_vocab_size=prepared.docid_map.vocabulary.size,
-            )
-        )
-    )
+    config = _sized(model, prepared)
     partitioner.parameters(config)  # refuses what does not divide, before anything is written
     total_steps = _total_steps(workspace, trainer, config, prepared, partitioner, log)
     spec = IndexSpec(
@@ -186,6 +179,17 @@ def infer(
     output = Path(run) if run else Workspace(model_dir).runs / f"{name}.infer.run"
     write_run(output, {q.query_id: r for q, r in zip(asked, ranked, strict=True)}, "gr_jax")
     log(f"{output}: {len(asked):,} queries, {k} documents each")
+
+
+def _sized(model: Callable[..., T5Config], prepared: Prepared) -> T5Config:
+    """The model for this tokenizer and these docids."""
+    pieces = prepared.tokenizer.vocab_size
+    config = model(vocab_size=pieces, target_vocab_size=prepared.docid_map.vocabulary.size)
+    fields = dataclasses.asdict(config)
+    if prepared.config.sentencepiece is None:
+        # learnt from this corpus: no published table fits, so none of its spare rows is wanted
+        fields["vocab_size"] = pieces
+    return T5Config(**fields)
 
 
 def _command() -> str:

@@ -31,6 +31,7 @@ STANDARD_RULES: tuple[tuple[str, str | None], ...] = (
     ("joined_kv", "model"),
     ("relpos_buckets", None),
     ("length", None),
+    ("layers", None),
 )
 
 

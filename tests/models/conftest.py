@@ -1,5 +1,6 @@
-"""Two tiny T5s, their parameters, and one ragged batch of examples."""
+"""Three tiny T5s, their parameters, and one ragged batch of examples."""
 
+import dataclasses
 import functools
 
 import jax
@@ -33,6 +34,8 @@ T5_1_0 = T5Config(
     relpos_buckets=8,
     relpos_max_distance=12,
 )
+# umT5: T5 1.1 with position biases of each layer's own
+UMT5 = dataclasses.replace(T5_1_1, relpos_per_layer=True, num_decoder_layers=2)
 
 jit_logits = jax.jit(decode_train, static_argnums=0)
 
@@ -85,6 +88,6 @@ def make_batch(rows, *, source_length: int, target_length: int) -> dict[str, np.
     }
 
 
-@pytest.fixture(params=[T5_1_1, T5_1_0], ids=["t5_1_1", "t5_1_0"])
+@pytest.fixture(params=[T5_1_1, T5_1_0, UMT5], ids=["t5_1_1", "t5_1_0", "umt5"])
 def config(request) -> T5Config:
     return request.param

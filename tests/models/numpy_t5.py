@@ -73,7 +73,11 @@ def attention(config, weights, x, memory, allowed, bias):
     return mixed @ weights["out"]["kernel"]
 
 
-def position_bias(config, table, *, bidirectional):
+def position_bias(config, stack, layer, *, bidirectional):
+    """The bias of a layer, its own (umT5) or its stack's."""
+    owner = layer if config.relpos_per_layer else stack
+    table = owner["relpos_bias"]["rel_embedding"]
+
     def bias(head, q, k):
         return table[
             head,
@@ -92,9 +96,9 @@ def encode(config, params, tokens):
     """The encoder's output [length, d] of one unpadded source."""
     x = params["token_embedder"]["embedding"][tokens]
     p = params["encoder"]
-    bias = position_bias(config, p["relpos_bias"]["rel_embedding"], bidirectional=True)
     for i in range(config.num_encoder_layers):
         layer = p[f"layers_{i}"]
+        bias = position_bias(config, p, layer, bidirectional=True)
         h = rms_norm(x, layer["pre_attention_layer_norm"]["scale"])
         x = x + attention(config, layer["attention"], h, h, lambda q, k: True, bias)
         x = x + mlp(config, layer["mlp"], rms_norm(x, layer["pre_mlp_layer_norm"]["scale"]))
@@ -108,9 +112,9 @@ def logits(config, params, source, target):
     encoded = encode(config, params, source)
     x = table[target]
     p = params["decoder"]
-    bias = position_bias(config, p["relpos_bias"]["rel_embedding"], bidirectional=False)
     for i in range(config.num_decoder_layers):
         layer = p[f"layers_{i}"]
+        bias = position_bias(config, p, layer, bidirectional=False)
         h = rms_norm(x, layer["pre_self_attention_layer_norm"]["scale"])
         x = x + attention(config, layer["self_attention"], h, h, lambda q, k: k <= q, bias)
         h = rms_norm(x, layer["pre_cross_attention_layer_norm"]["scale"])

@@ -1,5 +1,7 @@
 """The decoder of the search is the training forward pass, whatever its arrangement."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,14 @@ from gr_jax.errors import UserError
 from gr_jax.models import (
     PRECISIONS,
     Past,
+    T5Config,
     decode_block,
     encode_cross,
     output_logits,
     prepare_inference,
 )
 from gr_jax.models._inference import Quantized
+from gr_jax.models._layout import stack_layers
 from tests.models.conftest import (
     T5_1_1,
     jit_logits,
@@ -87,6 +91,26 @@ def test_equals_teacher_forcing_for_beams_of_one_encoder(config, blocks, form):
     found = decode(weights, blocks, form)
     np.testing.assert_allclose(found, forced, rtol=1e-4, atol=1e-4)
     assert np.abs(found[:, 0, 1:] - found[:, 1, 1:]).max() > 0.1, "beams are not told apart"
+
+
+@pytest.mark.parametrize("form", ["gathered", "masked"])
+@pytest.mark.parametrize("name", ["t5_tiny", "umt5_tiny"])
+def test_the_scanned_layout_is_searched_like_the_other(name, form):
+    apart = T5Config.from_name(name, 40)
+    scanned = dataclasses.replace(apart, scan_layers=True, remat="full")
+    params = parameters_of(apart, noise=0.1)
+    stacked = stack_layers(params)
+    forced = teacher_forced(scanned, stacked)
+    found = decode(prepare_inference(scanned, stacked, "float32"), (1, 1, 3), form)
+    np.testing.assert_allclose(found, forced, rtol=1e-4, atol=1e-4 * np.abs(forced).max())
+    assert np.abs(found[:, 0, 1:] - found[:, 1, 1:]).max() > 0.1, "beams are not told apart"
+    # the layout is read off the tree
+    for a, b in zip(
+        jax.tree.leaves(prepare_inference(scanned, stacked)),
+        jax.tree.leaves(prepare_inference(apart, params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_slice_of_the_output_layer(config):
