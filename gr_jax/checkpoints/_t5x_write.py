@@ -129,8 +129,8 @@ def _leaves(
 
 def _write_leaf(folder: Path, name: str, leaf: LazyArray) -> Any:
     """Writes one array as zarr; what stands in its place in the msgpack file."""
-    # t5x looks for what it does not partition in the msgpack file: the step, Adafactor's factors and
-    # the placeholders of moments that it does not use
+    # t5x looks for what it does not partition in the msgpack file: the step, Adafactor's factors
+    # and the placeholders of moments that it does not use
     if leaf.size == 1 or name.endswith(("/v_row", "/v_col")):
         return leaf.read()
     inside = name.replace("/", ".")

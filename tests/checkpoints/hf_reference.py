@@ -84,9 +84,7 @@ def logits(path: str | Path):
     offset = getattr(model.config, "docid_token_offset", 0)
     assert model.config.decoder_start_token_id == offset
     with torch.no_grad():
-        out = model(
-            input_ids=torch.tensor(SOURCE), decoder_input_ids=torch.tensor(TARGET) + offset
-        )
+        out = model(input_ids=torch.tensor(SOURCE), decoder_input_ids=torch.tensor(TARGET) + offset)
     return out.logits.tolist()
 
 

@@ -25,7 +25,7 @@ class Counted:
 
 @st.composite
 def cases(draw):
-    """A counted array, a view of it, what numpy makes of it, and whether it is of whole elements."""
+    """A counted array, a view of it, what numpy makes of it, and how much more may be read."""
     shape = tuple(draw(st.lists(st.integers(1, 5), min_size=2, max_size=3)))
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     counted = Counted(array)

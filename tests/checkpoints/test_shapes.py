@@ -1,6 +1,7 @@
 """Which parameters a T5 has, and which T5 parameters are."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,18 +9,20 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gr_jax.checkpoints import from_parameters, parameter_shapes
+from gr_jax.checkpoints._load import layout_shapes
 from gr_jax.checkpoints._shapes import infer_config
 from gr_jax.errors import UserError
 from gr_jax.models import init_parameters
 from tests.checkpoints.conftest import CONFIGS, arrays_of
 
 
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "umt5"])
-def test_names_and_shapes_are_those_of_the_model(name):
-    config = CONFIGS[name]
+@pytest.mark.parametrize("scan", [False, True])
+def test_names_and_shapes_are_those_of_the_model(config, scan):
+    config = dataclasses.replace(config, scan_layers=scan)
     tree = jax.eval_shape(lambda: init_parameters(config, jax.random.key(0)))
-    made = {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
-    assert parameter_shapes(config) == made
+    leaves: dict[str, Any] = dict(flatten_dict(tree, sep="/"))
+    made = {name: leaf.shape for name, leaf in leaves.items()}
+    assert (layout_shapes if scan else parameter_shapes)(config) == made
 
 
 def test_shapes_tell_the_config(config):
@@ -52,5 +55,5 @@ def test_what_is_not_a_whole_t5_is_refused(change, words):
 def test_a_tree_that_is_not_the_configs_is_refused():
     tree = unflatten_dict(arrays_of(CONFIGS["t5_1_1"]), sep="/")
     for change in ({"num_heads": 1, "head_dim": 12}, {"vocab_size": 15}):
-        with pytest.raises(UserError, match="the rest of the model|not those of the model"):
+        with pytest.raises(UserError, match=r"the rest of the model|not those of the model"):
             from_parameters(tree, dataclasses.replace(CONFIGS["t5_1_1"], **change))
