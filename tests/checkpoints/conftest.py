@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -66,6 +68,21 @@ BFLOAT16 = ml_dtypes.bfloat16
 @pytest.fixture(params=CONFIGS)
 def config(request) -> T5Config:
     return CONFIGS[request.param]
+
+
+@pytest.fixture(scope="session")
+def memory_folder():
+    """A folder in memory where there is one: Orbax flushes each of its many files to the disk."""
+    memory = Path("/dev/shm")
+    where = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tmp_path(memory_folder: Path):
+    with tempfile.TemporaryDirectory(dir=memory_folder) as folder:
+        yield Path(folder)
 
 
 def _unpacked(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -39,9 +39,9 @@ WRITERS = {
 
 
 @pytest.fixture(scope="module")
-def first_generation(tmp_path_factory):
+def first_generation(memory_folder):
     """Each model in each format, written from memory."""
-    folder = tmp_path_factory.mktemp("first")
+    folder = memory_folder / "first"
     for model, config in CONFIGS.items():
         for name, write in WRITERS.items():
             write(source_of(config), folder / model / name)
