@@ -43,7 +43,7 @@ def convert(
     rounded = None if dtype is None else np.dtype(jnp.dtype(dtype))
     if to == "hf":
         if scanned or optimizer:
-            what = "a scanned layout" if scanned else "optimizer state"
+            what = "scanned layout" if scanned else "optimizer state"
             raise UserError(f"Hugging Face's format has no {what}; write t5x or t5x-orbax")
         write_hugging_face(source, directory, dtype=rounded)
     else:

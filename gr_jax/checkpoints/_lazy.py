@@ -24,7 +24,7 @@ class LazyArray:
     Attributes:
       shape: of the whole array.
       dtype: of what is read; bfloat16 is `ml_dtypes`'.
-      fetch: reads one slice per axis, each with `0 <= start <= stop <= size` and step 1.
+      fetch: reads one slice per axis, each with `0 <= start < stop <= size` and step 1.
     """
 
     shape: tuple[int, ...]
@@ -52,7 +52,10 @@ class LazyArray:
         bounds = [s.indices(n) for s, n in zip(given, self.shape, strict=True)]
         if any(step != 1 for _, _, step in bounds):
             raise ValueError(f"only slices of step 1 can be read, not {given}")
-        return self.fetch(tuple(slice(a, max(a, b)) for a, b, _ in bounds))
+        index = tuple(slice(a, max(a, b)) for a, b, _ in bounds)
+        if any(s.start == s.stop for s in index):
+            return np.empty([s.stop - s.start for s in index], self.dtype)
+        return self.fetch(index)
 
     def blocks(self, limit: int = _BLOCK_BYTES) -> Iterator[np.ndarray]:
         """The whole array in C order, in blocks of rows of at most `limit` bytes where that goes.
@@ -133,8 +136,6 @@ def concatenate(arrays: Sequence[LazyArray]) -> LazyArray:
             part = slice(max(first.start - begin, 0), min(first.stop, end) - begin)
             if part.start < part.stop:
                 parts.append(array.fetch((part, *rest)))
-        if not parts:
-            return np.empty([i.stop - i.start for i in index], arrays[0].dtype)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     return LazyArray((ends[-1], *arrays[0].shape[1:]), arrays[0].dtype, fetch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -34,9 +34,12 @@ def new_parameters(
     new = {TARGET_EMBEDDING, HEAD} if _gains_docids(source, config) else set()
     for name in resized:
         axis = _VOCABULARY_AXIS[name]
-        if name in source.leaves and source.leaves[name].shape[axis] < _shapes(config)[name][axis]:
+        if (
+            name in source.leaves
+            and source.leaves[name].shape[axis] < layout_shapes(config)[name][axis]
+        ):
             new.add(name)
-    return frozenset(new & _shapes(config).keys())
+    return frozenset(new & layout_shapes(config).keys())
 
 
 def load_parameters(
@@ -76,7 +79,7 @@ def load_parameters(
     placed = _flat(shardings)
     default = SingleDeviceSharding(jax.devices()[0])
     out = {}
-    for name, shape in _shapes(config).items():
+    for name, shape in layout_shapes(config).items():
         sharding = default if placed is None else placed[name]
         if name in new and name not in resized:
             out[name] = fresh[name]
@@ -109,14 +112,21 @@ def initialise_from(
     placed = _flat(shardings)
     fresh: Mapping[str, Array] = {}
     if new:
-
-        def init(key: Array) -> dict[str, Array]:
-            tree = _flat(init_parameters(config, key)) or {}
-            return {name: tree[name] for name in new}  # the others are never computed
-
         out = None if placed is None else {name: placed[name] for name in new}
-        fresh = jax.jit(init, out_shardings=out)(key)
+        fresh = jax.jit(fresh_parameters(config, new), out_shardings=out)(key)
     return load_parameters(source, config, shardings, fresh=fresh, resized=resized)
+
+
+def fresh_parameters(
+    config: T5Config, names: Collection[str]
+) -> Callable[[Array], dict[str, Array]]:
+    """Initialises some parameters as `init_parameters` does; jitted, it computes no others."""
+
+    def init(key: Array) -> dict[str, Array]:
+        tree = _flat(init_parameters(config, key)) or {}
+        return {name: tree[name] for name in names}
+
+    return init
 
 
 def _flat(tree: Any) -> dict[str, Any] | None:
@@ -128,7 +138,7 @@ def _gains_docids(source: ParameterSource, config: T5Config) -> bool:
     return config.target_vocab_size is not None and TARGET_EMBEDDING not in source.leaves
 
 
-def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+def layout_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """`parameter_shapes` in the layout of `config`."""
     shapes = parameter_shapes(config)
     if not config.scan_layers:

@@ -26,7 +26,8 @@ def open_checkpoint(path: str | Path) -> ParameterSource:
       UserError: nothing that is known, or a damaged checkpoint.
     """
     if "://" in str(path):
-        return open_legacy(str(path).rstrip("/"))
+        scheme, _, rest = str(path).partition("://")
+        return open_legacy(f"{scheme}://{rest.rstrip('/')}")
     path = Path(path).expanduser()
     if path.is_file():
         return open_hugging_face(path) if path.suffix == ".safetensors" else open_legacy(str(path))

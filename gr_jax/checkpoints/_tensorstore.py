@@ -28,7 +28,7 @@ def zarr_array(
 
     @functools.cache
     def opened() -> ts.TensorStore:
-        store = ts.open(spec, open=True, read=True).result()
+        store = ts.open(spec, read=True).result()
         if store.shape != shape or store.dtype.numpy_dtype != dtype:
             raise ValueError(f"it is {store.dtype.name} {store.shape}, not {dtype} {shape}")
         return store

@@ -1,0 +1,125 @@
+"""What transformers makes of tiny T5s: files that it saves, and logits of files that it loads.
+
+Run by a Python that has torch and transformers; it imports nothing of gr_jax.
+
+    python tests/checkpoints/hf_reference.py --save FOLDER    models of MODELS, as it saves them
+    python tests/checkpoints/hf_reference.py --logits PATH..  JSON: path -> logits of INPUTS
+    python tests/checkpoints/hf_reference.py --goldens FILE   the committed zip: both
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import zipfile
+from pathlib import Path
+
+VOCAB = 24
+SOURCE = [[3, 7, 11, 2, 5, 1], [4, 9, 8, 6, 10, 1]]
+TARGET = [[0, 5, 9, 2], [0, 3, 3, 7]]  # what the decoder reads
+SHARD = "6KB"
+
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "d_model": 8,
+    "d_kv": 4,
+    "d_ff": 12,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
+MODELS = {
+    "t5_1_0": {"model_type": "t5", "feed_forward_proj": "relu", "tied": True},
+    "t5_1_1": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tied": False},
+    "mt5": {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "tied": False},
+    "umt5": {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "tied": False},
+}
+
+
+def make(name: str):
+    """A model of random weights; norms too are not what they are initialised to."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    spec = MODELS[name]
+    config = AutoConfig.for_model(
+        spec["model_type"],
+        feed_forward_proj=spec["feed_forward_proj"],
+        tie_word_embeddings=spec["tied"],
+        **_SHAPE,
+    )
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    if not spec["tied"]:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, _SHAPE["d_model"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7)
+    return model.eval()
+
+
+def save(folder: Path) -> None:
+    """Each model as one file and as shards, and one in bfloat16."""
+    import torch
+
+    for name in MODELS:
+        make(name).save_pretrained(folder / name)
+    make("t5_1_1").save_pretrained(folder / "t5_1_1_sharded", max_shard_size=SHARD)
+    make("t5_1_0").to(torch.bfloat16).save_pretrained(folder / "t5_1_0_bfloat16")
+
+
+def logits(path: str | Path):
+    """Teacher-forced logits [rows, targets, vocabulary] of a saved model, in float32.
+
+    The targets are shifted by `docid_token_offset` where the model has one.
+    """
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32).eval()
+    offset = getattr(model.config, "docid_token_offset", 0)
+    assert model.config.decoder_start_token_id == offset
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor(SOURCE), decoder_input_ids=torch.tensor(TARGET) + offset)
+    return out.logits.tolist()
+
+
+def goldens(path: Path) -> None:
+    """Writes the saved models and their logits."""
+    import transformers
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save(folder)
+        saved = sorted(p for p in folder.iterdir() if p.is_dir())
+        record = {
+            "transformers": transformers.__version__,
+            "logits": {p.name: logits(p) for p in saved},
+        }
+        (folder / "logits.json").write_text(json.dumps(record), encoding="utf-8")
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+                archive.write(file, file.relative_to(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--logits", nargs="*", default=[])
+    parser.add_argument("--goldens", type=Path)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    if args.save:
+        save(args.save)
+    if args.goldens:
+        goldens(args.goldens)
+    if args.logits:
+        print(json.dumps({path: logits(path) for path in args.logits}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""transformers' files are read as transformers reads them, and it reads ours."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from gr_jax.checkpoints import (
+    from_parameters,
+    load_parameters,
+    open_checkpoint,
+    write_hugging_face,
+    write_t5x_orbax,
+)
+from gr_jax.errors import UserError
+from gr_jax.models import decode_train
+from tests.checkpoints import hf_reference as hf
+from tests.checkpoints.conftest import CONFIGS, arrays_of, assert_holds, source_of
+
+TORCH_PYTHON = "GR_JAX_TORCH_PYTHON"
+GOLDENS = [*hf.MODELS, "t5_1_1_sharded", "t5_1_0_bfloat16"]
+
+_logits = jax.jit(decode_train, static_argnums=0)
+
+
+def logits(source, **changes) -> np.ndarray:
+    """gr_jax's logits of `hf.INPUTS`."""
+    config = dataclasses.replace(source.config, **changes)
+    batch = {
+        "encoder_input_tokens": np.array(hf.SOURCE),
+        "encoder_segment_ids": np.ones_like(hf.SOURCE),
+        "decoder_input_tokens": np.array(hf.TARGET),
+        "decoder_segment_ids": np.ones_like(hf.TARGET),
+    }
+    return np.asarray(_logits(config, load_parameters(source, config), batch))
+
+
+def assert_same_logits(source, theirs, **changes) -> None:
+    theirs = np.asarray(theirs)[..., -source.config.output_vocab_size :]
+    if source.record.get("model_type") == "umt5":
+        # transformers 5 scales umT5's logits as if its head were tied, though it is not
+        theirs = theirs * np.sqrt(source.config.emb_dim)
+    np.testing.assert_allclose(logits(source, **changes), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("name", GOLDENS)
+def test_what_transformers_saves_gives_its_logits(hf_goldens, name, scan):
+    theirs = json.loads((hf_goldens / "logits.json").read_text("utf-8"))["logits"][name]
+    source = open_checkpoint(hf_goldens / name)
+    assert source.config.logits_via_embedding == name.startswith("t5_1_0")
+    assert source.config.relpos_per_layer == (name == "umt5")
+    assert_same_logits(source, theirs, scan_layers=scan)
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_our_export_is_what_transformers_saves(hf_goldens, tmp_path, name):
+    write_hugging_face(open_checkpoint(hf_goldens / name), tmp_path / "x")
+    ours, theirs = load_file(tmp_path / "x" / "model.safetensors"), {}
+    for file in (hf_goldens / name).glob("*.safetensors"):
+        theirs |= load_file(file)
+    assert ours.keys() == theirs.keys()
+    for tensor in theirs:
+        assert ours[tensor].dtype == theirs[tensor].dtype
+        np.testing.assert_array_equal(ours[tensor], theirs[tensor], err_msg=tensor)
+    config, saved = (
+        json.loads((folder / "config.json").read_text("utf-8"))
+        for folder in (tmp_path / "x", hf_goldens / name)
+    )
+    differ = {key for key in saved.keys() & config.keys() if saved[key] != config[key]}
+    assert differ <= {"tie_word_embeddings"}  # transformers always says it is tied
+    assert config["tie_word_embeddings"] == name.startswith("t5_1_0")
+
+
+def test_shards_are_no_larger_than_asked(tmp_path):
+    source = source_of(CONFIGS["t5_1_1"])
+    write_hugging_face(source, tmp_path / "x", shard_bytes=2000)
+    index = json.loads((tmp_path / "x" / "model.safetensors.index.json").read_text("utf-8"))
+    files = sorted(tmp_path.glob("x/*.safetensors"))
+    assert len(files) > 3 and {f.name for f in files} == set(index["weight_map"].values())
+    assert index["metadata"]["total_size"] == source.nbytes
+    for file in files:
+        sizes = [tensor.nbytes for tensor in load_file(file).values()]
+        assert sum(sizes) <= 2000 or len(sizes) == 1
+
+
+def rewrite(folder: Path, change) -> None:
+    """Saves the tensors of a folder again, after `change` has changed them."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.fixture
+def written(tmp_path, request):
+    folder = tmp_path / "hf"
+    write_hugging_face(source_of(CONFIGS[getattr(request, "param", "t5_1_1")]), folder)
+    return folder
+
+
+@pytest.mark.parametrize("written", ["t5_1_0", "t5_1_1"], indirect=True)
+def test_the_header_says_whether_the_head_is_tied_not_config_json(written):
+    source = open_checkpoint(written)
+    for tied in (True, False):
+        config = json.loads((written / "config.json").read_text("utf-8"))
+        (written / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+        assert open_checkpoint(written).config == source.config
+    (written / "config.json").unlink()
+    assert open_checkpoint(written).leaves.keys() == source.leaves.keys()
+
+
+def test_aliases_of_the_table_are_tolerated_and_others_are_not(written):
+    arrays = arrays_of(CONFIGS["t5_1_1"])
+
+    def alias(tensors):
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].copy()
+        tensors["decoder.embed_tokens.weight"] = tensors.pop("shared.weight")
+
+    rewrite(written, alias)
+    assert_holds(open_checkpoint(written), arrays)
+
+    def differ(tensors):
+        tensors["decoder.embed_tokens.weight"][-1, -1] += 1
+
+    rewrite(written, differ)
+    with pytest.raises(UserError, match=r"embed_tokens\.weight differ"):
+        open_checkpoint(written)
+
+
+@pytest.mark.parametrize("written", ["t5_1_0"], indirect=True)
+def test_a_tied_head_that_was_written_out_is_tied(written):
+    rewrite(written, lambda t: t.update({"lm_head.weight": t["shared.weight"].copy()}))
+    assert open_checkpoint(written).config.logits_via_embedding
+
+
+@pytest.mark.parametrize("written", ["docids", "docids_tied"], indirect=True)
+def test_docid_models_are_one_vocabulary(written):
+    tensors = load_file(written / "model.safetensors")
+    config = json.loads((written / "config.json").read_text("utf-8"))
+    assert config["docid_token_offset"] == config["decoder_start_token_id"] == 14
+    assert config["eos_token_id"] == 15
+    assert tensors["shared.weight"].shape == (config["vocab_size"], 10) == (23, 10)
+    if "lm_head.weight" in tensors:
+        assert not tensors["lm_head.weight"][:14].any() and tensors["lm_head.weight"][14:].all()
+    (written / "config.json").write_text(json.dumps(config | {"docid_token_offset": 40}))
+    with pytest.raises(UserError, match="docid_token_offset is 40, but shared"):
+        open_checkpoint(written)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def one_line(path) -> str:
+    with pytest.raises(UserError) as error:
+        source = open_checkpoint(path)
+        for name in source.leaves:
+            source.read(name)
+    message = str(error.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def test_a_cut_file_is_refused_in_one_line(written):
+    file = written / "model.safetensors"
+    content = file.read_bytes()
+    for cut in (len(content) - 1, len(content) // 2, 100, 4, 0):
+        file.write_bytes(content[:cut])
+        assert f"{file}: not a whole safetensors file" in one_line(written)
+
+
+def test_missing_shards_and_tensors_are_named(tmp_path):
+    folder = tmp_path / "hf"
+    write_hugging_face(source_of(CONFIGS["t5_1_1"]), folder, shard_bytes=2000)
+    index = folder / "model.safetensors.index.json"
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.rename(folder / "elsewhere")
+    message = one_line(folder)
+    assert message.startswith(f"{shard}: missing, ")
+    tensors = load_file(folder / "elsewhere")
+    lost = tensors.popitem()[0]
+    save_file(tensors, shard)
+    assert f"{shard}: has no {lost}" in one_line(folder)
+    index.write_text(index.read_text("utf-8")[:-20])
+    assert f"{index}: damaged" in one_line(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("decoder.final_layer_norm.weight"), "has no decoder/decoder_norm/scale"),
+        (
+            lambda t: t.update({"pooler.weight": np.ones((2, 2), np.float32)}),
+            "it has pooler.weight",
+        ),
+        (lambda t: t.pop("shared.weight"), "it has no shared.weight"),
+        (lambda t: t.update({"shared.weight": t["shared.weight"][:, :3].copy()}), "makes it"),
+        (lambda t: t.update({"shared.weight": np.ones((2, 2), np.int8)}), "is I8: only F64"),
+    ],
+)
+def test_what_is_no_whole_t5_is_refused(written, change, words):
+    rewrite(written, change)
+    assert words in one_line(written)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"feed_forward_proj": "gelu"}, "exact GELU"),
+        ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon"),
+        ({"feed_forward_proj": "gated-mish"}, "mish"),
+    ],
+)
+def test_functions_that_gr_jax_has_not_are_refused(written, change, words):
+    config = json.loads((written / "config.json").read_text("utf-8"))
+    (written / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=words):
+        open_checkpoint(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "words"),
+    [("t5_1_0", "mt5", "never scales a tied head"), ("umt5", "t5", "each layer has its position")],
+)
+def test_families_that_cannot_hold_a_model_refuse_it(tmp_path, name, family, words):
+    with pytest.raises(UserError, match=words):
+        write_hugging_face(source_of(CONFIGS[name]), tmp_path / "x", family=family)
+    assert not list(tmp_path.iterdir())
+
+
+# --- transformers, live ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def torch_python():
+    python = os.environ.get(TORCH_PYTHON)
+    if not python:
+        pytest.skip(f"{TORCH_PYTHON} names no Python that has torch")
+    return python
+
+
+def run_reference(python: str, *arguments: str | Path) -> str:
+    command = [python, hf.__file__, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+@pytest.mark.torch
+def test_transformers_gives_our_logits_of_our_exports(torch_python, hf_goldens, tmp_path):
+    exports = {}
+    for name in GOLDENS:  # through another format, and in shards
+        write_t5x_orbax(open_checkpoint(hf_goldens / name), tmp_path / f"{name}-t5x", scanned=True)
+        family = hf.MODELS.get(name, {"model_type": "t5"})["model_type"]
+        exports[name] = tmp_path / name
+        write_hugging_face(
+            open_checkpoint(tmp_path / f"{name}-t5x"),
+            tmp_path / name,
+            shard_bytes=6000,
+            family=family,
+        )
+    for name in ("docids", "docids_tied", "umt5"):
+        config = dataclasses.replace(CONFIGS[name], vocab_size=16, target_vocab_size=12)
+        if name == "umt5":
+            config = dataclasses.replace(CONFIGS[name], vocab_size=16)
+        tree = unflatten_dict(arrays_of(config), sep="/")
+        exports[f"own_{name}"] = tmp_path / f"own_{name}"
+        write_hugging_face(from_parameters(tree), exports[f"own_{name}"])
+    theirs = json.loads(run_reference(torch_python, "--logits", *exports.values()))
+    for folder in exports.values():
+        assert_same_logits(open_checkpoint(folder), theirs[str(folder)])
+
+
+@pytest.mark.torch
+def test_the_goldens_are_what_transformers_saves_now(torch_python, hf_goldens, tmp_path):
+    run_reference(torch_python, "--goldens", tmp_path / "fresh.zip")
+    shutil.unpack_archive(tmp_path / "fresh.zip", tmp_path)
+    for name in GOLDENS:
+        golden, fresh = open_checkpoint(hf_goldens / name), open_checkpoint(tmp_path / name)
+        assert golden.config == fresh.config
+        assert_holds(fresh, {n: golden.read(n) for n in golden.leaves})
+    committed, now = (
+        json.loads((folder / "logits.json").read_text("utf-8"))["logits"]
+        for folder in (hf_goldens, tmp_path)
+    )
+    for name in GOLDENS:
+        np.testing.assert_allclose(now[name], committed[name], rtol=1e-5, atol=1e-5)
