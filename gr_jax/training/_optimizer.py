@@ -78,6 +78,7 @@ def _transformation(optimizer: Optimizer) -> optax.GradientTransformationExtraAr
             adam_b1=o.b1,
             adam_b2=o.b2,
             consistent_rms=0.2,
+            muon_weight_dimension_numbers=_matrices,
         )
     by_kind = optax.partition(
         {
@@ -91,6 +92,11 @@ def _transformation(optimizer: Optimizer) -> optax.GradientTransformationExtraAr
     if o.clip_norm is None:
         return _times_rate(by_kind)
     return _times_rate(optax.chain(optax.clip_by_global_norm(o.clip_norm), by_kind))
+
+
+def _matrices(kernels: Any) -> Any:
+    """The axes of each kernel that are its matrix: scanned ones have the layers between them."""
+    return jax.tree.map(lambda k: optax.contrib.MuonDimensionNumbers(0, k.ndim - 1), kernels)
 
 
 def _times_rate(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from gr_jax.errors import UserError
+from gr_jax.models import T5Config, init_parameters
+from gr_jax.models._layout import stack_layers, unstack_layers
 from gr_jax.training import Optimizer, Schedule
 
 PARAMS: Any = {
@@ -202,3 +204,20 @@ def test_equal_optimizers_share_a_compiled_step():
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="unknown optimizer 'sgd': choose adamw"):
         Optimizer(name="sgd")
+
+
+def test_muon_treats_scanned_layers_as_the_layers_that_they_are():
+    config = T5Config(
+        vocab_size=20, target_vocab_size=10, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24,
+        num_encoder_layers=3, num_decoder_layers=2,
+    )  # fmt: skip
+    params, grads = (init_parameters(config, jax.random.key(i)) for i in range(2))
+    muon = Optimizer("muon").make()
+
+    @jax.jit
+    def updates(params, grads):
+        return muon.update(grads, muon.init(params), params)[0]
+
+    apart = updates(params, grads)
+    scanned = unstack_layers(updates(stack_layers(params), stack_layers(grads)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), apart, scanned)
