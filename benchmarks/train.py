@@ -107,8 +107,8 @@ class Ours:
     def __init__(self, row: str, dtype: str, weights: dict[str, np.ndarray]):
         vocabulary = None if row == "text" else 2 + sum(LEVEL_SIZES)
         self.pack = row == "packed"
-        config = T5Config.from_size(
-            "small",
+        config = T5Config.from_name(
+            "t5_1_1_small",
             MODEL["vocab_size"],
             target_vocab_size=vocabulary,
             dropout_rate=0.0,

@@ -161,6 +161,10 @@ def _check(
     have = source.leaves
     if config.relpos_per_layer:
         have = per_layer_biases(have)
+    unused = have.keys() - wanted.keys() - ({HEAD} if docids else set())
+    if unused:
+        name = min(unused)
+        raise UserError(f"{source.path}: has {name}, which the model has not; {_advice(name)}")
     for name, shape in wanted.items():
         if docids and name in (TARGET_EMBEDDING, HEAD):
             continue
@@ -175,10 +179,6 @@ def _check(
                 + ("declare the table resized, or " if name in _VOCABULARY_AXIS else "")
                 + "give the model the checkpoint's shape"
             )
-    unused = have.keys() - wanted.keys() - ({HEAD} if docids else set())
-    if unused:
-        name = min(unused)
-        raise UserError(f"{source.path}: has {name}, which the model has not; {_advice(name)}")
 
 
 def _advice(name: str) -> str:

@@ -134,7 +134,7 @@ def damage(path: Any, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
@@ -179,7 +178,7 @@ class SentencePieceTokenizer:
                 "--bos_id=-1"
             )
 
-    @functools.cached_property
+    @property
     def vocab_size(self) -> int:
         """Number of pieces."""
         return self._processor.GetPieceSize()
@@ -197,7 +196,7 @@ class SentencePieceTokenizer:
         return self._processor.Decode([int(i) for i in ids if i > EOS_ID])
 
 
-def _padded(rows: Sequence[Sequence[int]], max_length: int) -> Int[np.ndarray, "n length"]:
+def _padded(rows: Sequence[Any], max_length: int) -> Int[np.ndarray, "n length"]:
     """Rows cut to leave room for the end token, which follows each."""
     ids = np.full((len(rows), max_length), PAD_ID, np.int32)
     for row, pieces in zip(ids, rows, strict=True):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 from scipy import sparse
 
 from gr_jax.checkpoints import (
@@ -160,10 +160,10 @@ def with_document_tables(params: Any, cache: MixtureCache) -> Any:
     mean of all those rows, scaled to the standard deviation of the random rows; columns of the
     output layer likewise. Tokens of no document keep their random values.
     """
-    flat = dict(flatten_dict(params, sep="/"))
+    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
     weights = _text_of_tokens(cache, flat[_TARGET].shape[0], flat[_SOURCE].shape[0])
     known = np.asarray(weights.sum(axis=1)).ravel() > 0
-    blocks = [
+    blocks: Any = [
         _product(weights[i : i + _BLOCK].toarray(), flat[_SOURCE])
         for i in range(0, len(known), _BLOCK)
     ]
@@ -189,7 +189,7 @@ def _text_of_tokens(cache: MixtureCache, tokens: int, pieces: int) -> sparse.csr
         lengths = np.maximum(np.diff(task.offsets["inputs"]), 1)
         total += docids.T @ sparse.diags(1 / lengths) @ text
     sums = np.asarray(total.sum(axis=1)).ravel()
-    return (sparse.diags(1 / np.maximum(sums, 1e-30)) @ total).tocsr().astype(np.float32)
+    return sparse.csr_matrix(sparse.diags(1 / np.maximum(sums, 1e-30)) @ total, dtype=np.float32)
 
 
 @jax.jit

@@ -29,6 +29,7 @@ from gr_jax.training._partitioning import Partitioner, write_model_info
 from gr_jax.training._restriction import SOFTMAXES, Softmax, make_restriction
 from gr_jax.training._schedule import Schedule
 from gr_jax.training._step import (
+    Start,
     StepMetrics,
     TrainState,
     abstract_state,

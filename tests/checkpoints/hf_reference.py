@@ -42,8 +42,8 @@ MODELS = {
 
 def make(name: str):
     """A model of random weights; norms too are not what they are initialised to."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM  # pyright: ignore[reportMissingImports]
 
     spec = MODELS[name]
     config = AutoConfig.for_model(
@@ -64,7 +64,7 @@ def make(name: str):
 
 def save(folder: Path) -> None:
     """Each model as one file and as shards, and one in bfloat16."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     for name in MODELS:
         make(name).save_pretrained(folder / name)
@@ -77,8 +77,8 @@ def logits(path: str | Path):
 
     The targets are shifted by `docid_token_offset` where the model has one.
     """
-    import torch
-    from transformers import AutoModelForSeq2SeqLM
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForSeq2SeqLM  # pyright: ignore[reportMissingImports]
 
     model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32).eval()
     offset = getattr(model.config, "docid_token_offset", 0)
@@ -90,7 +90,7 @@ def logits(path: str | Path):
 
 def goldens(path: Path) -> None:
     """Writes the saved models and their logits."""
-    import transformers
+    import transformers  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -18,6 +18,7 @@ from gr_jax.checkpoints import (
     write_t5x_orbax,
 )
 from gr_jax.checkpoints._canonical import canonical, scanned, stacked
+from gr_jax.checkpoints._lazy import LazyArray
 from gr_jax.models._layout import stack_layers
 from tests.checkpoints.conftest import (
     BFLOAT16,
@@ -159,3 +160,20 @@ def test_a_fingerprint_sees_names_dtypes_and_every_byte():
     arrays["decoder/logits_dense/kernel"] = arrays["decoder/logits_dense/kernel"].copy()
     arrays["decoder/logits_dense/kernel"].view(np.uint8)[-1, -1] ^= 1
     assert fingerprint(from_parameters(unflatten_dict(arrays, sep="/"))) not in prints
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_arrays_in_many_chunks_and_blocks(tmp_path, monkeypatch, name):
+    """What happens to tables of gigabytes, at the scale of bytes."""
+    blocks = LazyArray.blocks
+    monkeypatch.setattr(LazyArray, "blocks", lambda array, limit=0: blocks(array, 90))
+    monkeypatch.setattr("gr_jax.checkpoints._t5x_write._CHUNK_BYTES", 90)
+    WRITERS[name](source_of(T5_1_1), tmp_path / "x")
+    source = open_checkpoint(tmp_path / "x")
+    assert_holds(source, arrays_of(T5_1_1))
+    part = source.read("token_embedder/embedding", [slice(3, 11), slice(2, 9)])
+    wanted = arrays_of(T5_1_1)["token_embedder/embedding"][3:11, 2:9]
+    np.testing.assert_array_equal(part, wanted)
+    if name == "t5x":
+        chunks = tmp_path.glob("x/checkpoint_3/target.token_embedder.embedding/*.*")
+        assert len({chunk.name for chunk in chunks if chunk.name[0] != "."}) == 7

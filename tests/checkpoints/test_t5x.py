@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,8 +104,8 @@ def test_t5x_manager_restores_ours(tmp_path, scanned):
 def test_version_2_holds_bfloat16_as_uint16_and_older_paths(tmp_path):
     write_t5x_legacy(source_of(T5_1_1, dtype=BFLOAT16), tmp_path / "x")
     folder = tmp_path / "x" / "checkpoint_3"
-    tree = msgpack_restore((folder / "checkpoint").read_bytes())
-    leaves = flatten_dict(tree["optimizer"], is_leaf=lambda _, x: "driver" in x)
+    tree: Any = msgpack_restore((folder / "checkpoint").read_bytes())
+    leaves: dict[Any, Any] = flatten_dict(tree["optimizer"], is_leaf=lambda _, x: "driver" in x)
     for n, (keys, leaf) in enumerate(leaves.items()):
         if not isinstance(leaf, dict):
             continue
@@ -143,8 +144,8 @@ def test_the_first_orbax_checkpoints(tmp_path):
     config = CONFIGS["t5_1_0"]
     write_t5x_legacy(source_of(config), tmp_path / "x")
     folder = tmp_path / "x" / "checkpoint_3"
-    tree = msgpack_restore((folder / "checkpoint").read_bytes())
-    leaves = flatten_dict(tree["optimizer"], is_leaf=lambda _, x: "driver" in x)
+    tree: Any = msgpack_restore((folder / "checkpoint").read_bytes())
+    leaves: dict[Any, Any] = flatten_dict(tree["optimizer"], is_leaf=lambda _, x: "driver" in x)
     for keys, leaf in leaves.items():
         if isinstance(leaf, dict):
             inside = leaf["kvstore"]["path"].strip("/")
@@ -260,8 +261,9 @@ def test_t5x_test_data(shared_data, tmp_path):
     source = open_checkpoint(folder / "test_t5_tiny.checkpoint_0")
     assert (source.config.emb_dim, source.config.num_heads, source.config.head_dim) == (8, 4, 3)
     assert source.step == 0 and len(source.optimizer) == 208
-    tree = msgpack_restore((folder / "test_t5_tiny.checkpoint_0").read_bytes())
-    assert_holds(source, dict(flatten_dict(tree["optimizer"]["target"], sep="/")))
+    tree: Any = msgpack_restore((folder / "test_t5_tiny.checkpoint_0").read_bytes())
+    target: dict[str, Any] = dict(flatten_dict(tree["optimizer"]["target"], sep="/"))
+    assert_holds(source, target)
     arrays = read_legacy(str(folder / "tiny_t5" / "checkpoint_1"))
     kernel = arrays["state/param_states/kernel"].read()
     assert kernel.shape == (10, 5) and kernel.dtype == np.float64

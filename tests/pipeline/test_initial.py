@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,6 +28,10 @@ from tests.pipeline.tiny import settings
 
 ADAFACTOR = Optimizer("adafactor", clip_norm=None)
 TABLES = ("target_embedder/embedding", "decoder/logits_dense/kernel")
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    return dict(flatten_dict(tree, sep="/"))
 
 
 def tiny_model() -> T5Config:
@@ -56,10 +61,10 @@ def published(tmp_path_factory) -> tuple[Path, dict]:
     params = init_parameters(config, jax.random.key(7))
     path = tmp_path_factory.mktemp("published") / "t5"
     write_hugging_face(from_parameters(params, config), path)
-    return path, flatten_dict(params, sep="/")
+    return path, by_name(params)
 
 
-def start(prepared, run_optimizer=ADAFACTOR, **fields):
+def start(prepared, run_optimizer=ADAFACTOR, **fields: Any) -> tuple[dict[str, Any], Any]:
     """Where training would start: parameters by name, and the optimizer's state."""
     config = settings()["model"](
         vocab_size=prepared.tokenizer.vocab_size,
@@ -75,7 +80,7 @@ def start(prepared, run_optimizer=ADAFACTOR, **fields):
         docid_fingerprint=prepared.docid_map.fingerprint,
     )
     assert found is not None
-    return flatten_dict(found.params, sep="/"), found.opt_state
+    return by_name(found.params), found.opt_state
 
 
 def test_a_published_t5_keeps_everything_but_the_new_tables(prepared, published):
@@ -126,7 +131,7 @@ def test_a_run_starts_from_it_and_goes_on_without_it(beir, published, tmp_path):
     path, theirs = published
     model_dir = tmp_path / "model"
     still = training.Schedule(base=1e-9, warmup_steps=1, decay="constant")
-    arguments = settings(steps=2, schedule=still, ema_decay=0.0)
+    arguments: dict[str, Any] = settings(steps=2, schedule=still, ema_decay=0.0)
     train = functools.partial(
         pipeline.train, model_dir=str(model_dir), corpus=str(beir), **arguments
     )
@@ -138,7 +143,7 @@ def test_a_run_starts_from_it_and_goes_on_without_it(beir, published, tmp_path):
     params, step = training.load_eval_parameters(model_dir, docid_map.fingerprint)
     assert step == 2
     name = "encoder/layers_0/attention/query/kernel"
-    np.testing.assert_allclose(flatten_dict(params, sep="/")[name], theirs[name], atol=1e-6)
+    np.testing.assert_allclose(by_name(params)[name], theirs[name], atol=1e-6)
     moved.unlink()
     train(initial=initial)  # finished: the checkpoint is not asked for
     with pytest.raises(UserError, match=r"initial.*use another model directory"):
@@ -150,14 +155,14 @@ def test_a_run_starts_from_it_and_goes_on_without_it(beir, published, tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_written(beir, published, tmp_path):
     path, _ = published
     model_dir = tmp_path / "model"
-    arguments = settings(steps=2)
-    wide = functools.partial(arguments["model"], mlp_dim=128)
+    arguments: dict[str, Any] = settings(steps=2)
+    wide: Any = functools.partial(arguments["model"], mlp_dim=128)
     with pytest.raises(UserError, match=r"mlp.*\(32, 64\).*\(32, 128\)"):
         pipeline.train(
             model_dir=str(model_dir),
             corpus=str(beir),
             initial=InitialCheckpoint(str(path)),
-            **arguments | {"model": wide},
+            **(arguments | {"model": wide}),
         )
     assert not (model_dir / "index.json").exists()
     with pytest.raises(UserError, match="nowhere"):
@@ -195,7 +200,7 @@ def test_moments_of_a_t5x_checkpoint_are_carried_over(prepared, tmp_path):
     config = dataclasses.replace(tiny_model(), vocab_size=prepared.tokenizer.vocab_size)
     params = init_parameters(config, jax.random.key(3))
     rule = ADAFACTOR.make()
-    _, state = rule.update(params, rule.init(params), params, learning_rate=1e-3)
+    state: Any = rule.update(params, rule.init(params), params, learning_rate=1e-3)[1]
     leaves = {n: LazyArray.of(np.asarray(x)) for n, x in adafactor_state_to_t5x(state).items()}
     source = dataclasses.replace(from_parameters(params, config), optimizer=leaves, step=1)
     write_t5x_legacy(source, tmp_path / "t5x", optimizer=True)
@@ -204,8 +209,8 @@ def test_moments_of_a_t5x_checkpoint_are_carried_over(prepared, tmp_path):
     _, moments = start(prepared, path=path, optimizer="checkpoint")
     assert moments.count == 1
     for field in ("v", "v_row", "v_col"):
-        given = flatten_dict(getattr(state, field), sep="/")
-        for name, moment in flatten_dict(getattr(moments, field), sep="/").items():
+        given = by_name(getattr(state, field))
+        for name, moment in by_name(getattr(moments, field)).items():
             if name in TABLES:  # new: nothing is known of their gradients
                 assert not np.any(moment)
             else:
