@@ -121,8 +121,8 @@ class T5Config:
         """
         if name not in VARIANTS:
             raise UserError(f"unknown T5 {name!r}: {_nearest(name, VARIANTS)}")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(overrides.keys() - fields):
+        fields = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in overrides if name not in fields]:
             raise UserError(f"T5Config has no field {unknown[0]!r}: {_nearest(unknown[0], fields)}")
         shape = VARIANTS[name] | overrides
         if vocab_size is None and "vocab_size" not in shape:

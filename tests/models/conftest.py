@@ -88,6 +88,6 @@ def make_batch(rows, *, source_length: int, target_length: int) -> dict[str, np.
     }
 
 
-@pytest.fixture(params=[T5_1_1, T5_1_0, UMT5], ids=["t5_1_1", "t5_1_0", "umt5"])
+@pytest.fixture(params=[T5_1_1, T5_1_0], ids=["t5_1_1", "t5_1_0"])
 def config(request) -> T5Config:
     return request.param

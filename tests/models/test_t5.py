@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gr_jax.models import (
     T5Config,
@@ -14,7 +15,9 @@ from gr_jax.models import (
 )
 from tests.models import numpy_t5
 from tests.models.conftest import (
+    T5_1_0,
     T5_1_1,
+    UMT5,
     jit_logits,
     make_batch,
     parameters_of,
@@ -22,6 +25,7 @@ from tests.models.conftest import (
     shift,
 )
 
+FAMILIES = (T5_1_1, T5_1_0, UMT5)
 LENGTHS = {"source_length": 22, "target_length": 6}
 
 
@@ -33,6 +37,7 @@ def padded_batch():
     return make_batch([[pair] for pair in ragged_examples()], source_length=22, target_length=6)
 
 
+@pytest.mark.parametrize("config", FAMILIES, ids=["t5_1_1", "t5_1_0", "umt5"])
 def test_equals_the_numpy_t5_on_padded_rows(config):
     params = parameters_of(config)
     logits = np.asarray(jit_logits(config, params, padded_batch()))
@@ -44,6 +49,7 @@ def test_equals_the_numpy_t5_on_padded_rows(config):
         np.testing.assert_allclose(row[: len(target)], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("config", FAMILIES, ids=["t5_1_1", "t5_1_0", "umt5"])
 def test_encode_equals_the_numpy_encoder(config):
     params = parameters_of(config)
     batch = padded_batch()
