@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 from gr_jax.checkpoints._lazy import LazyArray, merge_axes, split_axis, stack, take
-from gr_jax.checkpoints._shapes import RELPOS, same_function
+from gr_jax.checkpoints._shapes import RELPOS, same_bytes
 from gr_jax.errors import UserError
 from gr_jax.models._layout import LAYER_AXIS, layer_name, scanned_name
 
@@ -64,7 +64,7 @@ def _share_position_biases(leaves: dict[str, LazyArray]) -> dict[str, LazyArray]
         return leaves
     for names in biases.values():
         first = leaves[names[0]]
-        if not all(same_function(first, leaves[name]) for name in names[1:]):
+        if not all(same_bytes(first, leaves[name]) for name in names[1:]):
             return leaves
     shared = {f"{stack}/{RELPOS}": leaves[names[0]] for stack, names in biases.items()}
     return {n: leaf for n, leaf in leaves.items() if not _LAYER_BIAS.fullmatch(n)} | shared

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from gr_jax.checkpoints._lazy import Index, LazyArray, rows, transpose
-from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_function
+from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_bytes
 from gr_jax.checkpoints._source import ParameterSource, damage, make_source
 from gr_jax.errors import UserError
 
@@ -125,7 +125,7 @@ def open_hugging_face(path: Path) -> ParameterSource:
         raw[TARGET_EMBEDDING] = rows(shared, offset, shared.shape[0])
     head = tensors.pop(LM_HEAD, None)
     # old files write the tied head of T5 1.0 out
-    if head is not None and not same_function(head, shared):
+    if head is not None and not same_bytes(head, shared):
         own = head if offset is None else rows(head, offset, head.shape[0])
         raw[HEAD] = transpose(own)
     for theirs, tensor in tensors.items():
@@ -193,7 +193,7 @@ def _table(path: Path, tensors: dict[str, LazyArray]) -> LazyArray:
     if not found:
         raise UserError(f"{path}: not a T5: it has no {SHARED}")
     for name, table in found[1:]:
-        if not same_function(found[0][1], table):
+        if not same_bytes(found[0][1], table):
             raise UserError(
                 f"{path}: {found[0][0]} and {name} differ; gr-jax's T5 has one table for both"
             )

@@ -125,7 +125,7 @@ def infer_config(
     return config
 
 
-def same_function(leaf: Any, other: Any) -> bool:
+def same_bytes(leaf: Any, other: Any) -> bool:
     """Whether two lazy arrays hold the same bytes; reads no further than the first difference."""
     if leaf.shape != other.shape or leaf.dtype != other.dtype:
         return False

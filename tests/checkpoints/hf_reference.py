@@ -3,7 +3,7 @@
 Run by a Python that has torch and transformers; it imports nothing of gr_jax.
 
     python tests/checkpoints/hf_reference.py --save FOLDER    models of MODELS, as it saves them
-    python tests/checkpoints/hf_reference.py --logits PATH..  JSON: path -> logits of INPUTS
+    python tests/checkpoints/hf_reference.py --logits PATH..  JSON: path -> its logits
     python tests/checkpoints/hf_reference.py --goldens FILE   the committed zip: both
 """
 

@@ -32,7 +32,7 @@ _logits = jax.jit(decode_train, static_argnums=0)
 
 
 def logits(source, **changes) -> np.ndarray:
-    """gr_jax's logits of `hf.INPUTS`."""
+    """gr_jax's logits of `hf.SOURCE` and `hf.TARGET`."""
     config = dataclasses.replace(source.config, **changes)
     batch = {
         "encoder_input_tokens": np.array(hf.SOURCE),
