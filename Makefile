@@ -2,7 +2,8 @@
 # make test          environment, install, all tests
 # make check         what CI runs: lint, types, tests
 # make bench-decode  the search beside Hugging Face's, and what else it costs; needs TORCH_PYTHON
-.PHONY: quickstart test test-slow lint types check bench-decode install clean
+# make bench-train   the training step beside Hugging Face's; needs TORCH_PYTHON
+.PHONY: quickstart test test-slow lint types check torch bench-decode bench-train install clean
 
 VENV ?= .venv
 # the newest Python that the pinned versions were tested with comes first
@@ -41,14 +42,20 @@ check: lint types test
 
 # a Python that has torch and transformers; benchmarks/requirements.txt has the versions measured
 TORCH_PYTHON ?= $(GR_JAX_TORCH_PYTHON)
-BENCH_OUTPUT ?= build/bench-decode.jsonl
+BENCH_OUTPUT ?= build/$@.jsonl
 
-bench-decode: $(STAMP)
-	@test -n "$(TORCH_PYTHON)" || { echo "make bench-decode TORCH_PYTHON=/a/python/with/torch"; exit 2; }
-	mkdir -p $(dir $(BENCH_OUTPUT))
+torch: $(STAMP)
+	@test -n "$(TORCH_PYTHON)" || { echo "give it a Python: make bench-train TORCH_PYTHON=..."; exit 2; }
+	mkdir -p build
+
+bench-decode: torch
 	$(BIN)/python -m benchmarks.decode --torch_python $(TORCH_PYTHON) --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.decode --torch_python $(TORCH_PYTHON) --precision bfloat16 --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.decode_rows --output $(BENCH_OUTPUT)
+
+bench-train: torch
+	$(BIN)/python -m benchmarks.train --torch_python $(TORCH_PYTHON) --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.train --torch_python $(TORCH_PYTHON) --precision bfloat16 --output $(BENCH_OUTPUT)
 
 clean:
 	rm -rf $(VENV) model build dist
