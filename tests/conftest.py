@@ -13,6 +13,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 from absl import flags
 
@@ -21,6 +22,13 @@ from gr_jax.console import quiet_libraries
 quiet_libraries()
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # libraries look at absl's flags, which pytest never parses
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs are memory maps; at Linux's 65,530th of them XLA aborts the process."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
