@@ -67,6 +67,11 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in their order."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, identity: RunIdentity) -> None:
         """Starts to save; returns as soon as the arrays are copied."""
         with disk_errors(self._directory):
@@ -172,12 +177,15 @@ def _damage(path: Path, what: str) -> Iterator[None]:
         raise UserError(f"{path}: {what} ({reason})") from error
 
 
-def load_eval_parameters(model_dir: Path, docid_fingerprint: str) -> tuple[Any, int]:
-    """The parameters to decode with, from the newest checkpoint of `model_dir`.
+def load_eval_parameters(
+    model_dir: Path, docid_fingerprint: str, step: int | None = None
+) -> tuple[Any, int]:
+    """The parameters to decode with, from a checkpoint of `model_dir`.
 
     Args:
       model_dir: the model directory.
       docid_fingerprint: of the `DocidMap` that will be decoded.
+      step: of the checkpoint; None for the newest.
 
     Returns:
       The parameter tree, on the default device, and its step.
@@ -187,9 +195,16 @@ def load_eval_parameters(model_dir: Path, docid_fingerprint: str) -> tuple[Any, 
     """
     checkpoints = Checkpoints(model_dir, read_only=True)
     try:
-        step = checkpoints.latest_step
-        if step is None:
+        steps = checkpoints.steps
+        if not steps:
             raise UserError(f"{model_dir}: no checkpoint yet; train first")
+        if step is None:
+            step = steps[-1]
+        elif step not in steps:
+            raise UserError(
+                f"{model_dir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))} "
+                "(TrainConfig.keep says how many are kept)"
+            )
         path = Path(model_dir) / f"checkpoint_{step}"
         identity = checkpoints.identity(step)
         if identity.docid_fingerprint != docid_fingerprint:
