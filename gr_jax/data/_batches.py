@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.data._cache import MixtureCache
+from gr_jax.data._cache import MixtureCache, TaskCache
 from gr_jax.data._order import mixture_positions
 
 
@@ -58,9 +58,7 @@ class Batches:
 
     def __call__(self, step: int) -> PackedBatch:
         """The batch of `step`, the same whenever and wherever it is asked for."""
-        tasks, examples = mixture_positions(
-            step, self.batch_size, self.cache.rates, self.cache.sizes, self.seed
-        )
+        tasks, examples = self._positions(step)
         lengths = np.empty(len(tasks), np.int64)
         for task, cache in enumerate(self.cache.tasks):
             mine = tasks == task
@@ -68,6 +66,22 @@ class Batches:
         most = self.max_targets if self.pack else 1
         rows = pack_first_fit(lengths, self.row_length, most)
         return self._fill(tasks, examples, rows, most)
+
+    def examples(self, step: int) -> list[tuple[TaskCache, int]]:
+        """Which examples `step` reads: the task of each, and its number there.
+
+        Example `n` of a task comes from line `n + 1` of `examples/<task>.tsv`.
+        """
+        tasks, examples = self._positions(step)
+        return [
+            (self.cache.tasks[task], example)
+            for task, example in zip(tasks.tolist(), examples.tolist(), strict=True)
+        ]
+
+    def _positions(self, step: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        return mixture_positions(
+            step, self.batch_size, self.cache.rates, self.cache.sizes, self.seed
+        )
 
     def _fill(
         self, tasks: np.ndarray, examples: np.ndarray, rows: list[list[int]], most: int

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gr_jax.corpus import Collection, read_queries
 from gr_jax.decoding import Score
@@ -22,7 +24,14 @@ from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, prepare
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
 from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
-from gr_jax.training import Partitioner, Progress, TrainConfig, make_mesh, measure_steps
+from gr_jax.training import (
+    Partitioner,
+    Progress,
+    TrainConfig,
+    make_mesh,
+    measure_steps,
+    model_settings,
+)
 from gr_jax.training import train as train_model
 
 
@@ -101,7 +110,7 @@ def train(
         train_model(
             trainer,
             config,
-            prepared.batches(row_multiple=_row_multiple(partitioner), seed=trainer.seed),
+            prepared.batches(row_multiple=_row_multiple(partitioner, trainer), seed=trainer.seed),
             partitioner,
             workspace.path,
             total_steps=total_steps,
@@ -218,9 +227,9 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _row_multiple(partitioner: Partitioner) -> int:
-    """Packed rows come in multiples of this: few shapes to compile, and whole shards."""
-    return 8 * partitioner.data_parallel
+def _row_multiple(partitioner: Partitioner, trainer: TrainConfig) -> int:
+    """Packed rows come in multiples of this: few shapes, whole shards, whole microbatches."""
+    return math.lcm(8, trainer.microbatches) * partitioner.data_parallel
 
 
 def _total_steps(
@@ -242,7 +251,7 @@ def _total_steps(
         "batch_size": prepared.config.batch_size,
     }
     planned = workspace.noted("plan")
-    if planned and planned["settings"] == settings:
+    if planned and _of_models(planned["settings"]) == _of_models(settings):
         return planned["steps"]
     if planned and workspace.trained:
         minutes = planned["settings"]["minutes"]
@@ -253,7 +262,7 @@ def _total_steps(
     seconds = measure_steps(
         trainer,
         config,
-        prepared.batches(row_multiple=_row_multiple(partitioner), seed=trainer.seed),
+        prepared.batches(row_multiple=_row_multiple(partitioner, trainer), seed=trainer.seed),
         partitioner,
         prepared.docid_map,
     )
@@ -261,6 +270,10 @@ def _total_steps(
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")
     workspace.note("plan", {"settings": settings, "steps": steps})
     return steps
+
+
+def _of_models(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {"model": model_settings(settings["model"])}
 
 
 def _describe_collection(collection: Collection) -> str:

@@ -6,7 +6,12 @@ from gr_jax.training._adafactor import (
     adafactor_state_from_t5x,
     adafactor_state_to_t5x,
 )
-from gr_jax.training._checkpoints import Checkpoints, RunIdentity, load_eval_parameters
+from gr_jax.training._checkpoints import (
+    Checkpoints,
+    RunIdentity,
+    load_eval_parameters,
+    model_settings,
+)
 from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
 from gr_jax.training._optimizer import Optimizer
@@ -43,6 +48,7 @@ __all__ = [
     "load_eval_parameters",
     "make_mesh",
     "measure_steps",
+    "model_settings",
     "read_metrics",
     "train",
     "train_step",

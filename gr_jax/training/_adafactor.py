@@ -151,8 +151,8 @@ def adafactor(
     def update(grads, state, params=None, *, learning_rate=1.0, **_):
         past = jnp.maximum(state.count - settings.step_offset, 0)
         decay = 1.0 - (past.astype(jnp.float32) + 1.0) ** -settings.decay_rate
-        flat = {field: flatten_dict(getattr(state, field), sep="/") for field in _MOMENTS}
-        grads, params = flatten_dict(grads, sep="/"), flatten_dict(params, sep="/")
+        flat = {field: _flat(getattr(state, field)) for field in _MOMENTS}
+        grads, params = _flat(grads), _flat(params)
         updates, moments = {}, {field: {} for field in _MOMENTS}
         for name, gradient in grads.items():
             updates[name], after = _update(
@@ -166,23 +166,31 @@ def adafactor(
             )
             for field in _MOMENTS:
                 moments[field][name] = after[field]
-        trees = {field: unflatten_dict(of, sep="/") for field, of in moments.items()}
-        state = AdafactorState(optax.safe_increment(state.count), **trees)
-        return unflatten_dict(updates, sep="/"), state
+        return unflatten_dict(updates, sep="/"), _state(state.count + 1, moments)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by t5x's names."""
+    return dict(flatten_dict(tree, sep="/"))
+
+
+def _state(count: Array, moments: dict[str, dict[str, Any]]) -> AdafactorState:
+    return AdafactorState(
+        count, **{field: unflatten_dict(of, sep="/") for field, of in moments.items()}
+    )
+
+
 def _fresh(settings: Adafactor, params: Any) -> AdafactorState:
     moments = {field: {} for field in _MOMENTS}
-    for name, leaf in flatten_dict(params, sep="/").items():
+    for name, leaf in _flat(params).items():
         shapes = _axes(settings, name, leaf.shape).shapes(
             leaf.shape, momentum=settings.beta1 is not None
         )
         for field, shape in shapes.items():
             moments[field][name] = jnp.zeros(shape, jnp.float32)
-    trees = {field: unflatten_dict(of, sep="/") for field, of in moments.items()}
-    return AdafactorState(jnp.zeros((), jnp.int32), **trees)
+    return _state(jnp.zeros((), jnp.int32), moments)
 
 
 def _update(
@@ -246,7 +254,7 @@ def adafactor_state_from_t5x(
     fresh = _fresh(settings, params)
     moments: dict[str, dict[str, Any]] = {field: {} for field in _MOMENTS}
     for field in _MOMENTS:
-        for name, zeros in flatten_dict(getattr(fresh, field), sep="/").items():
+        for name, zeros in _flat(getattr(fresh, field)).items():
             if name in new:
                 moments[field][name] = zeros
                 continue
@@ -259,16 +267,14 @@ def adafactor_state_from_t5x(
                 )
             moments[field][name] = leaf
     step = jnp.asarray(_find(leaves, "state/step"), jnp.int32).reshape(())
-    return AdafactorState(
-        step, **{field: unflatten_dict(of, sep="/") for field, of in moments.items()}
-    )
+    return _state(step, moments)
 
 
 def adafactor_state_to_t5x(state: AdafactorState) -> dict[str, Any]:
     """The names that t5x saves the state under, with their arrays; attention axes stay joint."""
     leaves: dict[str, Any] = {"state/step": state.count}
     for field in _MOMENTS:
-        for name, leaf in flatten_dict(getattr(state, field), sep="/").items():
+        for name, leaf in _flat(getattr(state, field)).items():
             leaves[f"state/param_states/{name}/{field}"] = leaf
     return leaves
 

@@ -14,9 +14,25 @@ import orbax.checkpoint as ocp
 
 from gr_jax.errors import UserError
 from gr_jax.files import disk_errors
+from gr_jax.models import T5Config
+from gr_jax.training._optimizer import Optimizer
+from gr_jax.training._schedule import Schedule
 
-# settings that are younger than some checkpoints, with what those were made with
-_YOUNGER = {"softmax": "full", "initial": None}
+# What checkpoints were made with that are older than a setting; of a setting's own settings, the
+# defaults, which are always what there was before.
+_TRAINING_BEFORE = {
+    "softmax": "full",
+    "initial": None,
+    "loss_normalizing_factor": None,
+    "schedule": dataclasses.asdict(Schedule()),
+    "optimizer": dataclasses.asdict(Optimizer()),
+}
+_MODEL_BEFORE = {
+    field.name: field.default
+    for field in dataclasses.fields(T5Config)
+    if field.default is not dataclasses.MISSING
+}
+_EXECUTION = ("remat",)  # settings of a model that change no number but by rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +129,9 @@ class Checkpoints:
         for field in dataclasses.fields(RunIdentity):
             ours, theirs = getattr(identity, field.name), getattr(saved, field.name)
             if field.name == "training":
-                ours, theirs = _YOUNGER | json.loads(ours), _YOUNGER | json.loads(theirs)
+                ours, theirs = _training_settings(ours), _training_settings(theirs)
+            elif field.name == "model":
+                ours, theirs = model_settings(ours), model_settings(theirs)
             if ours != theirs:
                 raise UserError(
                     f"{path}: made with {_difference(field.name, theirs, ours)}; "
@@ -156,10 +174,30 @@ class Checkpoints:
         self._manager.close()
 
 
+def model_settings(text: str) -> dict[str, Any]:
+    """What a model's parameters depend on, of `T5Config.to_json`'s text.
+
+    The text may be older than some settings; those are filled in.
+    """
+    settings = _filled(_MODEL_BEFORE, json.loads(text))
+    return {name: value for name, value in settings.items() if name not in _EXECUTION}
+
+
+def _training_settings(text: str) -> dict[str, Any]:
+    return _filled(_TRAINING_BEFORE, json.loads(text))
+
+
+def _filled(before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with what they lack, at every depth, as JSON has it."""
+    filled = json.loads(json.dumps(before)) | settings
+    for name, value in before.items():
+        if isinstance(value, dict):
+            filled[name] = _filled(value, filled[name])
+    return filled
+
+
 def _difference(name: str, theirs: Any, ours: Any) -> str:
     """The first thing in which two settings differ, with both values."""
-    if isinstance(theirs, str) and theirs.startswith("{"):
-        theirs, ours = json.loads(theirs), json.loads(ours)
     if isinstance(theirs, dict) and isinstance(ours, dict):
         key = next(k for k in sorted(theirs | ours) if theirs.get(k) != ours.get(k))
         return _difference(f"{name}.{key}", theirs.get(key), ours.get(key))

@@ -22,12 +22,19 @@ from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity
+from gr_jax.training._failures import FailureDetector, failure
 from gr_jax.training._metrics import MetricsWriter
 from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import Partitioner, write_model_info
 from gr_jax.training._restriction import SOFTMAXES, Softmax, make_restriction
 from gr_jax.training._schedule import Schedule
-from gr_jax.training._step import TrainState, abstract_state, init_state, train_step
+from gr_jax.training._step import (
+    StepMetrics,
+    TrainState,
+    abstract_state,
+    init_state,
+    train_step,
+)
 
 
 class Interrupted(Exception):
@@ -55,11 +62,19 @@ class TrainConfig:
         level (`level`) or the tokens that continue the prefix of some docid (`children`). A model
         is best searched with the score of the same name.
       label_smoothing: mass spread over the tokens that the softmax is over.
-      z_loss: weight of log(Z)^2.
+      z_loss: weight of log(Z)^2; t5x's `Z_LOSS`, 1e-4 in its recipes.
+      loss_normalizing_factor: what the sum of the target tokens' losses is divided by before its
+        gradient is taken; None for the number of target tokens, t5x's `NUM_REAL_TARGET_TOKENS`.
+        t5x's None divides by nothing: that is 1 here. Metrics are means whatever it is.
       ema_decay: of the parameter average that is decoded with; 0 for none.
       save_period: steps between checkpoints.
       keep: checkpoints kept.
       log_period: steps between metrics.
+      microbatches: parts that a step's rows are worked through in, one after the other: the
+        gradients are the whole batch's, and the activations in memory are a part's.
+      spike_factor: stops the run when a loss is more than this many times the median of the last 50
+        (after the warm-up); 0 never does, because most jumps heal and small losses jump often. A
+        loss or gradient that is not a number always stops it.
       model_parallel: size of the mesh's model axis.
       seed: of initialisation, example order and dropout.
     """
@@ -71,18 +86,31 @@ class TrainConfig:
     softmax: Softmax = "full"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    loss_normalizing_factor: float | None = None
     ema_decay: float = 0.0
     save_period: int = 500
     keep: int = 2
     log_period: int = 20
+    microbatches: int = 1
+    spike_factor: float = 0.0
     model_parallel: int = 1
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "save_period", "keep", "log_period", "model_parallel"):
+        for name in (
+            "steps", "save_period", "keep", "log_period", "model_parallel", "microbatches"
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"TrainConfig.{name} is {value}: at least 1 is needed")
+        factor = self.loss_normalizing_factor
+        if factor is not None and not (isinstance(factor, int | float) and 0 < factor < math.inf):
+            raise UserError(
+                f"TrainConfig.loss_normalizing_factor is {factor!r}: a positive number, or None "
+                "for the number of real target tokens"
+            )
+        if self.spike_factor and not self.spike_factor > 1:
+            raise UserError(f"TrainConfig.spike_factor is {self.spike_factor}: more than 1, or 0")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"TrainConfig.minutes is {self.minutes}: a positive number is needed")
         if self.softmax not in SOFTMAXES:
@@ -118,8 +146,9 @@ def train(
 
     Raises:
       Interrupted: SIGINT or SIGTERM; the state is saved.
-      UserError: the directory holds another run's checkpoints, the disk is full, or the loss is
-        not a number.
+      UserError: the directory holds another run's checkpoints, the disk is full, the rows do not
+        divide by `microbatches`, or training failed (see `TrainConfig.spike_factor`): the batch is
+        in `failed_batch.json`.
     """
     optimizer = config.optimizer.make()
     run_step = step_function(config, model, optimizer, partitioner, docid_map)
@@ -143,7 +172,15 @@ def train(
         write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
         first = int(state.step)
         metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
-        reporter = _Reporter(config, metrics, total_steps, progress)
+
+        def failed(step: int, reason: str) -> UserError:
+            checkpoints.wait()
+            saved = checkpoints.latest_step
+            return failure(
+                model_dir, step, reason, saved=saved, batches=batches, docid_map=docid_map
+            )
+
+        reporter = _Reporter(config, metrics, total_steps, progress, failed)
         try:
             with _stop_signals() as stopped:
                 for step, batch in _prefetched(batches, first, total_steps):
@@ -167,7 +204,10 @@ def train(
 def _what_decides(config: TrainConfig, batches: Batches, initial: Mapping[str, Any] | None) -> str:
     """The settings, beside model and seed, that the trained parameters depend on, as JSON."""
     settings = dataclasses.asdict(config)
-    kept = ("schedule", "optimizer", "softmax", "label_smoothing", "z_loss", "ema_decay")
+    kept = (
+        "schedule", "optimizer", "softmax", "label_smoothing", "z_loss", "loss_normalizing_factor",
+        "ema_decay",
+    )  # fmt: skip
     decides = {name: settings[name] for name in kept}
     decides |= {"batch_size": batches.batch_size, "initial": initial}
     return json.dumps(decides, sort_keys=True)
@@ -199,7 +239,9 @@ def step_function(
                 rules=partitioner.rules,
                 label_smoothing=config.label_smoothing,
                 z_loss=config.z_loss,
+                loss_normalizing_factor=config.loss_normalizing_factor,
                 ema_decay=config.ema_decay,
+                microbatches=config.microbatches,
             )
 
     return run
@@ -242,53 +284,67 @@ def _prefetched(batches: Batches, first: int, total: int, ahead: int = 2) -> Ite
 
 
 class _Reporter:
-    """Collects a period's metrics on the device and writes their means."""
+    """Collects a period's metrics on the device and writes their means.
 
-    def __init__(self, config, metrics, total_steps, progress):
+    Nothing is fetched before a period ends or a checkpoint is due, so that the device never waits;
+    a step that failed is found then.
+    """
+
+    def __init__(self, config, metrics, total_steps, progress, failed):
         self._period = config.log_period
         self._metrics: MetricsWriter = metrics
         self._total = total_steps
         self._progress = progress
-        self._pending: list[tuple[Any, Any]] = []
+        self._failed: Callable[[int, str], UserError] = failed
+        self._detect = FailureDetector(config.spike_factor, config.schedule.warmup_steps)
+        self._pending: list[tuple[int, Any, Any]] = []
+        self._values: list[StepMetrics] = []
         self._since = time.perf_counter()
         self._rate = 0.0
 
     def __call__(self, done: int, batch: Any, step_metrics: Any, rate: float) -> None:
-        self._pending.append((batch, step_metrics))
+        self._pending.append((done, batch, step_metrics))
         self._rate = rate
         if done % self._period == 0 or done == self._total:
             self._flush(done)
 
     def check(self, done: int, state: TrainState) -> None:
-        """Refuses to go on to a save when a parameter is not a number.
+        """Refuses to go on to a save after a step that failed.
 
-        The losses say so only one step later: each is of the parameters before its step.
+        The losses say so only one step later where a parameter is not a number: each is of the
+        parameters before its step.
         """
-        if np.isfinite(_sum(state.params)):
-            return
-        if self._pending:
-            self._flush(done)
-        self._metrics.write(done, {"sum of parameters": math.nan})
+        self._fetch()
+        if not np.isfinite(_sum(state.params)):
+            raise self._failed(done, "a parameter is not a number after the update")
+
+    def _fetch(self) -> None:
+        new = self._pending[len(self._values) :]
+        for (step, _, _), values in zip(new, jax.device_get([m for *_, m in new]), strict=True):
+            if reason := self._detect(step, values):
+                raise self._failed(step, reason)
+            self._values.append(values)
 
     def _flush(self, done: int) -> None:
-        values = jax.device_get([m for _, m in self._pending])
+        self._fetch()
+        values = self._values
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        real = sum(b.tokens for b, _ in self._pending)
-        room = sum(b.arrays["encoder_input_tokens"].size for b, _ in self._pending)
+        real = sum(b.tokens for _, b, _ in self._pending)
+        room = sum(b.arrays["encoder_input_tokens"].size for _, b, _ in self._pending)
         scalars = {
             name: float(np.mean([getattr(v, name) for v in values]))
             for name in ("loss", "z_loss", "accuracy", "gradient_norm")
         }
         scalars |= {
             "learning_rate": self._rate,
-            "examples_per_second": sum(b.examples for b, _ in self._pending) / seconds,
+            "examples_per_second": sum(b.examples for _, b, _ in self._pending) / seconds,
             "tokens_per_second": real / seconds,
             "padding_fraction": 1.0 - real / room,
             "steps_per_second": len(values) / seconds,
         }
         self._metrics.write(done, scalars)
-        self._pending, self._since = [], now
+        self._pending, self._values, self._since = [], [], now
         if self._progress:
             self._progress(done, self._total, scalars)
 

@@ -110,7 +110,7 @@ def _clipped(
     clip = optax.clip_by_global_norm(norm)
 
     def update(grads, state, params=None, **extra):
-        grads, _ = clip.update(grads, clip.init(params))
+        grads, _ = clip.update(grads, optax.EmptyState())
         return rule.update(grads, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(rule.init, update)  # pyright: ignore[reportArgumentType]

@@ -61,3 +61,23 @@ def test_padding_has_no_gradient_and_an_empty_batch_no_loss():
     real = targets > 0
     assert (np.abs(np.asarray(gradient)).max(-1) > 0).tolist() == real.tolist()
     assert np.array(cross_entropy_loss(logits, targets * 0, z_loss=0.1)).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_gradient_is_t5xs(smoothing):
+    """t5x writes its own: (1 + 2 z log Z) softmax - target, not what it would be derived to."""
+    rng = np.random.default_rng(0)
+    logits = (3 * rng.standard_normal((2, 3, 6))).astype(np.float32)
+    targets, weight = rng.integers(1, 6, (2, 3)), 0.05
+    found = jax.grad(
+        lambda x: (
+            cross_entropy_loss(
+                x, jnp.asarray(targets), label_smoothing=smoothing, z_loss=weight
+            ).loss
+        )
+    )(jnp.asarray(logits))
+    wanted = np.where(np.arange(6) == targets[..., None], 1 - smoothing, smoothing / 5)
+    exponentials = np.exp(logits.astype(np.float64))
+    total = exponentials.sum(-1, keepdims=True)
+    expected = (1 + 2 * weight * np.log(total)) * exponentials / total - wanted
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -38,6 +38,10 @@ PER_LAYER = {
 RATES = (0.1, 0.3, 0.02, 0.0, 0.2)
 
 
+def flat_of(tree: Any) -> dict[str, Any]:
+    return dict(flatten_dict(tree, sep="/"))
+
+
 def random_tree(seed: int, *, scale: float = 1.0) -> dict[str, Any]:
     """Unscanned; layers differ in size, so that what is a layer's and what a stack's shows."""
     rng = np.random.default_rng(seed)
@@ -55,7 +59,7 @@ def rows_of(name: str) -> int | None:
 
 
 def run(optimizer: Optimizer, params: Any, gradients: list[Any], rates=RATES):
-    rule = optimizer.make()
+    rule: Any = optimizer.make()
     state = rule.init(params)
 
     @jax.jit
@@ -69,15 +73,18 @@ def run(optimizer: Optimizer, params: Any, gradients: list[Any], rates=RATES):
 
 
 def assert_trees_close(a, b, rtol=2e-5, atol=1e-7):
-    a, b = flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
+    a, b = flat_of(a), flat_of(b)
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol, err_msg=name)
 
 
 def optimizer(**settings) -> Optimizer:
-    settings = {"min_dim_size_to_factor": 8} | settings
-    return Optimizer("adafactor", clip_norm=None, adafactor=Adafactor(**settings))
+    return Optimizer(
+        "adafactor",
+        clip_norm=None,
+        adafactor=Adafactor(**{"min_dim_size_to_factor": 8, **settings}),
+    )
 
 
 GRADIENTS = [random_tree(seed, scale=0.3 * seed) for seed in range(1, 6)]
@@ -98,10 +105,10 @@ class TestAgainstNumpy:
         ours, theirs = VARIANTS[variant]
         params = random_tree(0)
         found, _ = run(optimizer(**ours), params, GRADIENTS)
-        flat = [flatten_dict(gradient, sep="/") for gradient in GRADIENTS]
-        for name, value in flatten_dict(found, sep="/").items():
+        flat = [flat_of(gradient) for gradient in GRADIENTS]
+        for name, value in flat_of(found).items():
             rows = None if variant == "unfactored" else rows_of(name)
-            layer = Layer(flatten_dict(params, sep="/")[name], rows=rows, **theirs)
+            layer = Layer(flat_of(params)[name], rows=rows, **theirs)
             for done, (gradient, rate) in enumerate(zip(flat, RATES, strict=True)):
                 layer.step(gradient[name], rate, decay_at(done))
             np.testing.assert_allclose(value, layer.param, rtol=2e-5, atol=1e-6, err_msg=name)
@@ -129,17 +136,17 @@ class TestAgainstNumpy:
     def test_bfloat16_parameters_have_float32_statistics(self):
         params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_tree(0))
         gradients = [jax.tree.map(lambda x: x.astype(jnp.bfloat16), g) for g in GRADIENTS]
-        rule = optimizer(beta1=0.9).make()
+        rule: Any = optimizer(beta1=0.9).make()
         state = rule.init(params)
         layers = {
             name: Layer(np.asarray(x, np.float32), rows=rows_of(name), beta1=0.9)
-            for name, x in flatten_dict(params, sep="/").items()
+            for name, x in flat_of(params).items()
         }
         for done, (gradient, rate) in enumerate(zip(gradients, RATES, strict=True)):
             updates, state = rule.update(gradient, state, params, learning_rate=rate)
             params = optax.apply_updates(params, updates)
-            for name, x in flatten_dict(params, sep="/").items():
-                g = np.asarray(flatten_dict(gradient, sep="/")[name], np.float32)
+            for name, x in flat_of(params).items():
+                g = np.asarray(flat_of(gradient)[name], np.float32)
                 layers[name].step(g, rate, decay_at(done))
                 assert x.dtype == jnp.bfloat16
                 # half a unit of bfloat16's last place
@@ -150,7 +157,7 @@ class TestAgainstNumpy:
         assert {x.dtype for x in jax.tree.leaves(state)} == {
             np.dtype("int32"), np.dtype("float32")
         }  # fmt: skip
-        for name, v in flatten_dict(state.v, sep="/").items():
+        for name, v in flat_of(state.v).items():
             if rows_of(name) is None:
                 np.testing.assert_allclose(v, layers[name].v, rtol=1e-5)
 
@@ -173,10 +180,10 @@ class TestScanned:
         )
 
     def test_stacks_are_factored_whatever_their_size_and_tables_are_not(self):
-        state = optimizer(min_dim_size_to_factor=128).make().init(stack_layers(random_tree(0)))
+        state: Any = optimizer(min_dim_size_to_factor=128).make().init(stack_layers(random_tree(0)))
         stack = "encoder/encoder"
         shapes = {
-            field: {k: x.shape for k, x in flatten_dict(getattr(state, field), sep="/").items()}
+            field: {k: x.shape for k, x in flat_of(getattr(state, field)).items()}
             for field in ("m", "v", "v_row", "v_col")
         }
         # rows are the embedding axis (12), wherever it stands
@@ -197,20 +204,20 @@ class TestScanned:
     def test_without_factoring_t5x_takes_a_stack_for_one_array(self):
         params, gradient = stack_layers(random_tree(0)), stack_layers(GRADIENTS[0])
         found, _ = run(optimizer(factored=False), params, [gradient], [0.1])
-        name = ("encoder", "encoder", "mlp", "wo", "kernel")
-        layer = Layer(flatten_dict(params)[name])
-        layer.step(flatten_dict(gradient)[name], 0.1, decay_at(0))
-        np.testing.assert_allclose(flatten_dict(found)[name], layer.param, rtol=2e-5, atol=1e-6)
+        name = "encoder/encoder/mlp/wo/kernel"
+        layer = Layer(flat_of(params)[name])
+        layer.step(flat_of(gradient)[name], 0.1, decay_at(0))
+        np.testing.assert_allclose(flat_of(found)[name], layer.param, rtol=2e-5, atol=1e-6)
 
     def test_optax_takes_a_stack_for_one_array(self):
         """Why gr_jax has an Adafactor of its own: optax's is right for layers apart only."""
         theirs = optax.adafactor(0.1, min_dim_size_to_factor=8)
 
         def updates(params, gradient):
-            ours = optimizer().make()
+            ours: Any = optimizer().make()
             a, _ = ours.update(gradient, ours.init(params), params, learning_rate=0.1)
             b, _ = theirs.update(gradient, theirs.init(params), params)
-            return flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
+            return flat_of(a), flat_of(b)
 
         a, b = updates(random_tree(0), GRADIENTS[0])
         for name in a:
@@ -232,7 +239,7 @@ class TestNumbersOfT5x:
         [(None, 0.9574349, 0.6169143), (1.0, 0.478811, 0.13829)],
     )
     def test_factored(self, clip_norm, row, column):
-        rule = Optimizer(
+        rule: Any = Optimizer(
             "adafactor", clip_norm=clip_norm, adafactor=Adafactor(min_dim_size_to_factor=0)
         ).make()
         params = {"x": jnp.ones((3, 2))}
@@ -249,7 +256,7 @@ class TestNumbersOfT5x:
         assert state.count == 2
 
     def test_unfactored_with_momentum(self):
-        rule = optimizer(beta1=0.0, min_dim_size_to_factor=32).make()
+        rule: Any = optimizer(beta1=0.0, min_dim_size_to_factor=32).make()
         params = {"x": jnp.ones((3, 2))}
         state = rule.init(params)
         state = state._replace(count=state.count + 1, v={"x": jnp.full((3, 2), 0.5)})
@@ -331,7 +338,7 @@ class TestT5xState:
                 leaves[f"state/param_states/encoder/encoder/attention/{name}/kernel/{field}"] = leaf
         state = adafactor_state_from_t5x(leaves, params, Adafactor())
         # after one step, the statistics are the gradient's mean squares
-        rule = optimizer().make()
+        rule: Any = optimizer().make()
         _, expected = rule.update(params, rule.init(params), params)
         assert_trees_close(state.v_row, expected.v_row)
         assert_trees_close(state.v_col, expected.v_col)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import time
@@ -12,9 +13,18 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gr_jax.errors import UserError
-from gr_jax.training import Checkpoints, RunIdentity, init_state, load_eval_parameters
+from gr_jax.training import (
+    Adafactor,
+    Checkpoints,
+    Optimizer,
+    RunIdentity,
+    Schedule,
+    init_state,
+    load_eval_parameters,
+)
+from gr_jax.training._loop import _what_decides
 from gr_jax.training._step import abstract_state
-from tests.training.tiny_run import FINGERPRINT, MODEL, TRAINER, partitioner
+from tests.training.tiny_run import FINGERPRINT, MODEL, TRAINER, make_batches, partitioner
 
 IDENTITY = RunIdentity(FINGERPRINT, MODEL.to_json(), seed=3, total_steps=24)
 OPTIMIZER = TRAINER.optimizer.make()
@@ -86,6 +96,80 @@ def test_another_run_is_refused_in_one_line(saved, opened, field, other):
     message = str(error.value)
     named = "model.dropout_rate=0.0, this run has 0.2" if field == "model" else f"{field}="
     assert message.startswith(f"{saved}/checkpoint_7: made with {named}") and "\n" not in message
+
+
+def older(text: str, *names: str) -> str:
+    """Settings as they were written before `names` existed, at any depth."""
+
+    def without(settings):
+        return {
+            name: without(value) if isinstance(value, dict) else value
+            for name, value in settings.items()
+            if name not in names
+        }
+
+    return json.dumps(without(json.loads(text)), sort_keys=True)
+
+
+TRAINING = _what_decides(TRAINER, make_batches())
+YOUNGER_OF_MODEL = ("relpos_per_layer", "scan_layers", "remat")
+YOUNGER_OF_TRAINING = (
+    "softmax", "loss_normalizing_factor", "adafactor", "factors", "decay_factor",
+    "steps_per_decay", "steps_per_cycle", "step_offset", "min_learning_rate",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def old(state, tmp_path_factory):
+    identity = dataclasses.replace(
+        IDENTITY,
+        model=older(IDENTITY.model, *YOUNGER_OF_MODEL),
+        training=older(TRAINING, *YOUNGER_OF_TRAINING),
+    )
+    assert "scan_layers" not in identity.model and "factors" not in identity.training
+    assert json.loads(identity.training)["schedule"].keys() == {
+        "base", "warmup_steps", "decay", "final"
+    }  # fmt: skip
+    directory = tmp_path_factory.mktemp("old")
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(7, state, identity)
+    checkpoints.wait()
+    yield checkpoints
+    checkpoints.close()
+
+
+class TestOlderCheckpoints:
+    """A checkpoint from before a setting existed goes on with the setting's default only."""
+
+    def test_goes_on(self, old, state):
+        ours = dataclasses.replace(IDENTITY, training=TRAINING)
+        assert_same(old.restore(7, shapes(), ours), state)
+
+    def test_goes_on_with_other_execution(self, old, state):
+        model = dataclasses.replace(MODEL, remat="full").to_json()
+        ours = dataclasses.replace(IDENTITY, training=TRAINING, model=model)
+        assert_same(old.restore(7, shapes(), ours), state)
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"schedule": Schedule(factors="constant")}, "training.schedule."),
+            ({"loss_normalizing_factor": 10.0}, "training.loss_normalizing_factor=None, this"),
+            (
+                {"optimizer": Optimizer(adafactor=Adafactor(beta1=0.9))},
+                r"training.optimizer.adafactor.beta1=None, this run has 0.9",
+            ),
+        ],
+    )
+    def test_other_training_is_refused_by_name(self, old, changes, named):
+        training = _what_decides(dataclasses.replace(TRAINER, **changes), make_batches())
+        with pytest.raises(UserError, match=named):
+            old.restore(7, shapes(), dataclasses.replace(IDENTITY, training=training))
+
+    def test_another_layout_is_refused_by_name(self, old):
+        model = dataclasses.replace(MODEL, scan_layers=True).to_json()
+        with pytest.raises(UserError, match=r"model\.scan_layers=False, this run has True"):
+            old.restore(7, shapes(), dataclasses.replace(IDENTITY, model=model))
 
 
 def test_another_optimizer_or_average_is_refused_in_one_line(opened):

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,58 @@ class TestSchedule:
         assert all(0 < rate <= 1 for rate in rates)
         if decay != "rsqrt":
             assert max(rates) == 1
+
+    # t5x's create_learning_rate_scheduler (commit cc342d4), worked out in its formulas by hand:
+    # factors and settings -> {step: rate}
+    T5X: ClassVar = [
+        # pretrain.gin
+        ("constant * rsqrt_decay", {"base": 1.0, "warmup_steps": 10_000},
+         {0: 0.01, 9_999: 0.01, 10_000: 0.01, 40_000: 0.005, 1_000_000: 0.001}),
+        # finetune.gin: no warm-up, whatever warmup_steps says
+        ("constant", {"base": 1e-3, "warmup_steps": 1000}, {0: 1e-3, 999: 1e-3, 10**6: 1e-3}),
+        # its default
+        ("constant * linear_warmup * rsqrt_decay", {"base": 0.5, "warmup_steps": 100},
+         {0: 1e-8, 50: 0.025, 100: 0.05, 400: 0.025, 10_000: 0.005}),
+        ("constant * linear_warmup * rsqrt_normalized_decay", {"base": 2.0, "warmup_steps": 100},
+         {0: 1e-8, 25: 0.5, 100: 2.0, 400: 1.0, 10_000: 0.2}),
+        # linear_decay has constant and warm-up in it, and ends at min_learning_rate
+        ("linear_decay", {"base": 2.0, "warmup_steps": 100, "decay_factor": 0.01,
+                          "min_learning_rate": 1e-5},
+         {0: 1e-5, 50: 1.0, 100: 2.0, 150: 1.0, 199: 0.02, 200: 1e-5, 300: 1e-5}),
+        ("constant * decay_every", {"base": 1.0, "decay_factor": 0.5, "steps_per_decay": 10},
+         {0: 1.0, 9: 1.0, 10: 0.5, 29: 0.25, 30: 0.125}),
+        # cycles: from the top again after 40 steps
+        ("constant * linear_warmup * cosine_decay",
+         {"base": 1.0, "warmup_steps": 10, "steps_per_cycle": 40},
+         {5: 0.5, 10: 1.0, 20: 0.8535534, 30: 0.5, 40: 0.1464466, 50: 1.0, 70: 0.5}),
+        # a run that goes on from a million steps, and one whose checkpoint began there
+        ("constant * rsqrt_decay", {"base": 1.0, "warmup_steps": 10, "step_offset": -1_000_000},
+         {0: 1e-3, 3_000_000: 5e-4}),
+        ("constant * linear_warmup", {"base": 1.0, "warmup_steps": 10, "step_offset": 100},
+         {0: 1e-8, 100: 1e-8, 105: 0.5, 110: 1.0}),
+    ]  # fmt: skip
+
+    @pytest.mark.parametrize(("factors", "settings", "rates"), T5X)
+    def test_factors_are_t5xs_whatever_the_length_of_the_run(self, factors, settings, rates):
+        schedule = Schedule(factors=factors, **settings)
+        for total in (1, 100, 10**7):
+            found = {step: schedule(step, total) for step in rates}
+            assert found == pytest.approx(rates, rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"factors": "constant * exp"}, r"Schedule\.factors has 'exp': .*rsqrt_decay"),
+            ({"factors": ""}, r"Schedule\.factors has ''"),
+            ({"factors": "constant * linear_decay"}, "leave those out"),
+            ({"factors": "linear_warmup", "warmup_steps": 0}, r"Schedule\.warmup_steps is 0"),
+            ({"factors": "decay_every", "steps_per_decay": 0}, r"Schedule\.steps_per_decay is 0"),
+            ({"factors": "cosine_decay", "steps_per_cycle": 0}, r"Schedule\.steps_per_cycle is 0"),
+        ],
+    )
+    def test_factors_that_make_no_sense(self, settings, message):
+        with pytest.raises(UserError, match=message):
+            Schedule(**settings)
 
     def test_unknown_decay(self):
         with pytest.raises(UserError, match=r"Schedule\.decay is 'exp'.*cosine"):

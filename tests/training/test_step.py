@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from gr_jax.errors import UserError
-from gr_jax.models import T5Config, init_parameters
+from gr_jax.models import LossSums, T5Config, init_parameters
 from gr_jax.training import (
     Optimizer,
     Partitioner,
@@ -20,7 +20,7 @@ from gr_jax.training import (
     write_model_info,
 )
 from gr_jax.training._loop import step_function
-from gr_jax.training._step import abstract_state
+from gr_jax.training._step import _accumulated, abstract_state
 from tests.training.tiny_run import MODEL, TRAINER, make_batches, partitioner
 
 MESHES = [(8, 1), (8, 2), (8, 4)]  # devices, model_parallel: 8x1, 4x2, 2x4
@@ -209,3 +209,113 @@ def test_dropout_depends_on_the_step_and_the_seed():
 
 def test_measure_steps():
     assert 0 < measure_steps(TRAINER, MODEL, make_batches(), partitioner(), timed=3) < 5
+
+
+# --- microbatches and what the loss is divided by -------------------------------------------------
+
+
+def one_step(batches=None, *, model=MODEL, on=None, **changes):
+    """State and metrics after the first step of a run; changes are `TrainConfig`'s."""
+    config = dataclasses.replace(CONFIG, **changes)
+    optimizer, on = config.optimizer.make(), on or partitioner()
+    state = init_state(model, optimizer, on, seed=5, ema=True)
+    arrays = (batches or make_batches())(0).arrays
+    return step_function(config, model, optimizer, on)(state, arrays, 1e-2)
+
+
+def gradient_of(state):
+    """The first step's gradient, from AdamW's mean of it (without clipping)."""
+    means = {
+        jax.tree_util.keystr(path): np.asarray(leaf) / (1 - CONFIG.optimizer.b1)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if ".mu" in jax.tree_util.keystr(path)
+    }
+    assert len(means) == len(jax.tree.leaves(state.params))
+    return means
+
+
+UNCLIPPED = Optimizer(clip_norm=None)
+
+
+@pytest.fixture(scope="module")
+def at_once():
+    return one_step(optimizer=UNCLIPPED)
+
+
+@pytest.mark.parametrize(
+    ("microbatches", "devices", "model_parallel"), [(2, 1, 1), (16, 1, 1), (4, 8, 2)]
+)
+def test_microbatches_give_the_loss_and_the_gradients_of_the_whole(
+    at_once, microbatches, devices, model_parallel
+):
+    on = partitioner(devices, model_parallel)
+    state, metrics = one_step(optimizer=UNCLIPPED, microbatches=microbatches, on=on)
+    np.testing.assert_allclose(metrics, at_once[1], rtol=1e-5)
+    found, expected = gradient_of(state), gradient_of(at_once[0])
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_packed_batch_has_the_loss_and_the_gradients_of_its_examples_apart(at_once):
+    apart = make_batches(pack=False)
+    assert apart(0).arrays["encoder_input_tokens"].shape[0] == 16
+    assert (make_batches()(0).arrays["encoder_segment_ids"].max(axis=1) > 1).any()
+    state, metrics = one_step(apart, optimizer=UNCLIPPED, microbatches=4)
+    np.testing.assert_allclose(metrics, at_once[1], rtol=1e-5)
+    found, expected = gradient_of(state), gradient_of(at_once[0])
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_microbatches_of_only_padding_add_nothing(at_once):
+    # 32 rows where 6 are needed: with 16 microbatches most hold no token
+    more = make_batches(row_multiple=32)
+    assert more(0).arrays["encoder_input_tokens"].shape[0] == 32
+    state, metrics = one_step(more, optimizer=UNCLIPPED, microbatches=16)
+    np.testing.assert_allclose(metrics, at_once[1], rtol=1e-5)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_microbatches_must_divide_the_rows():
+    with pytest.raises(UserError, match=r"microbatches=3 does not divide the batch's 16 rows"):
+        one_step(microbatches=3)
+
+
+def test_each_microbatch_has_its_rows_and_its_own_dropout_key():
+    rows = jnp.arange(12).reshape(6, 2)
+
+    def gradients(params, batch, key):
+        seen = jnp.zeros(12).at[batch["decoder_target_tokens"].reshape(-1)].add(1.0)
+        drawn = jax.random.uniform(key)
+        return {"seen": seen, "drawn": drawn}, LossSums(drawn**2, *3 * [jnp.float32(1.0)])
+
+    params = {"seen": jnp.zeros(12), "drawn": jnp.zeros(())}
+    batch, key = {"decoder_target_tokens": rows}, jax.random.key(0)
+    total, sums = _accumulated(gradients, params, batch, key, (), 3)
+    assert total["seen"].tolist() == [1.0] * 12
+    assert sums.weight == 3.0
+    # the mean square is more than the square of the mean: the draws differ
+    assert sums.loss / 3 > (total["drawn"] / 3) ** 2 + 1e-3
+
+
+def test_the_loss_is_divided_by_the_target_tokens_or_by_a_number(at_once):
+    tokens = (make_batches()(0).arrays["decoder_target_tokens"] > 0).sum()
+    state, metrics = one_step(optimizer=UNCLIPPED, loss_normalizing_factor=100.0, microbatches=2)
+    factor = tokens / 100.0
+    np.testing.assert_allclose(metrics[:3], at_once[1][:3], rtol=1e-5)  # means as ever
+    np.testing.assert_allclose(metrics.gradient_norm, factor * at_once[1].gradient_norm, rtol=1e-5)
+    for name, gradient in gradient_of(at_once[0]).items():
+        np.testing.assert_allclose(
+            gradient_of(state)[name], factor * gradient, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"microbatches": 0}, {"loss_normalizing_factor": "AVERAGE_PER_SEQUENCE"},
+     {"loss_normalizing_factor": 0.0}, {"spike_factor": 0.5}],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_by_name(change):
+    [field] = change
+    with pytest.raises(UserError, match=rf"TrainConfig\.{field} is "):
+        TrainConfig(**change)
