@@ -193,7 +193,6 @@ def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) 
         if config.relpos_per_layer:
             owners = [module[f"layers_{i}"] for i in range(len(layers))]
         biases = [owner["relpos_bias"]["rel_embedding"] for owner in owners]
-        none = jnp.zeros((0, config.num_heads, config.relpos_buckets))
         return Stack(
             table.astype(dtype),
             tuple(layers),

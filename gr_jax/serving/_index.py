@@ -112,8 +112,8 @@ class Index:
         """Loads the checkpoint of `step`, or the newest, of `model_dir`.
 
         Raises:
-          UserError: nothing is trained there yet, it has no such checkpoint, a file is damaged, or parts do not belong
-            together.
+          UserError: nothing is trained there yet, there is no such checkpoint, a file is damaged,
+            or parts do not belong together.
         """
         path = Path(model_dir).expanduser()
         spec = IndexSpec.load(path / "index.json")

@@ -57,7 +57,7 @@ class RunIdentity:
 class Checkpoints:
     """Saves in the background, atomically, and restores the newest."""
 
-    def __init__(self, model_dir: Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, model_dir: Path, *, keep: int | None = 2, read_only: bool = False):
         """Opens `model_dir`, made if needed; `read_only` leaves it as it is."""
         self._directory = Path(model_dir).absolute()
         if not read_only:
@@ -239,8 +239,9 @@ def load_eval_parameters(
         if step is None:
             step = steps[-1]
         elif step not in steps:
+            known = ", ".join(map(str, steps))
             raise UserError(
-                f"{model_dir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))} "
+                f"{model_dir}: no checkpoint of step {step}; there are {known} "
                 "(TrainConfig.keep says how many are kept)"
             )
         path = Path(model_dir) / f"checkpoint_{step}"
