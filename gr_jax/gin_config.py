@@ -1,8 +1,8 @@
 """gin on the command line, with t5x's flags and habits.
 
 `--gin_file=F` (repeatable), `--gin_search_paths=A,B`, `--gin_bindings='NAME = VALUE'` (repeatable),
-`--gin.NAME=VALUE` and `--dry_run`. Later files and bindings win. An unknown binding is an error; for
-one of t5x's, the error says what there is instead. The library itself knows nothing of gin.
+`--gin.NAME=VALUE` and `--dry_run`. Later files and bindings win. An unknown binding is an error;
+for one of t5x's, the error says what there is instead. The library itself knows nothing of gin.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """docs/coming_from_t5x.md is true: its commands run, and every name in its tables exists."""
 
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -275,7 +275,12 @@ def test_wrong_checkpoints_are_one_line(trained, beir, checkpoint, message):
         more = [f'QUERIES = "{beir}/queries.jsonl"'] if name == "infer" else []
         gin_config.parse(
             [BEIR],
-            [f'CORPUS = "{beir}"', f'MODEL_DIR = "{trained}"', f'CHECKPOINT_PATH = "{path}"', *more],
+            [
+                f'CORPUS = "{beir}"',
+                f'MODEL_DIR = "{trained}"',
+                f'CHECKPOINT_PATH = "{path}"',
+                *more,
+            ],
         )
         with pytest.raises(UserError, match=message):
             module.main()
@@ -381,7 +386,13 @@ def test_gin_binds_our_tasks_and_our_search(trained, stand_ins, monkeypatch, tmp
         "utils.DatasetConfig:\n  mixture_or_task_name = %MIXTURE_OR_TASK_NAME\n"
         "  task_feature_lengths = %TASK_FEATURE_LENGTHS\n  split = 'test'\n"
     )
-    gin_config.parse([str(run_of_t5x), f"gin/t5x/{file}.gin"])
+    gin.enter_interactive_mode()  # the module of another test's directory may be registered
+    try:
+        gin.clear_config()
+        gin.add_config_file_search_path(str(RESOURCES))
+        gin.parse_config_files_and_bindings([str(run_of_t5x), f"gin/t5x/{file}.gin"], [])
+    finally:
+        gin.exit_interactive_mode()
     model = gin.get_configurable(_EncoderDecoderModel)()
     data = gin.get_configurable(_DatasetConfig)()
     features = seqio.get_mixture_or_task(data.name).output_features
