@@ -151,7 +151,7 @@ def _quickstart(args: argparse.Namespace) -> int:
         "MINUTES": args.minutes,
         "EMBEDDINGS": args.embeddings,
         "SENTENCEPIECE": args.sentencepiece,
-        "SEED": args.seed,
+        "RANDOM_SEED": args.seed,
         "STRICT": args.strict or None,
     }
     if args.minutes is not None:

@@ -6,9 +6,12 @@ from gr_jax import gin_config, pipeline
 from gr_jax.console import Reporter
 
 
-def main() -> int:
-    """Evaluates the newest checkpoint of what gin configures."""
-    report = gin_config.call(pipeline.evaluate, log=Reporter().log)
+def main(*, dry_run: bool = False) -> int:
+    """Evaluates the checkpoint that gin configures; a dry run prints the configuration instead."""
+    report = gin_config.call(pipeline.evaluate, dry_run=dry_run, log=Reporter().log)
+    if report is None:
+        print(gin_config.operative())
+        return 0
     from gr_jax.evaluation import print_report
 
     print_report(report)

@@ -1,8 +1,8 @@
 """gin on the command line, with t5x's flags and habits.
 
-`--gin_file=F` (repeatable), `--gin_search_paths=A,B`, `--gin_bindings='NAME = VALUE'` (repeatable)
-and `--gin.NAME=VALUE`. Later files and bindings win. An unknown binding is an error. The library
-itself knows nothing of gin.
+`--gin_file=F` (repeatable), `--gin_search_paths=A,B`, `--gin_bindings='NAME = VALUE'` (repeatable),
+`--gin.NAME=VALUE` and `--dry_run`. Later files and bindings win. An unknown binding is an error;
+for one of t5x's, the error says what there is instead. The library itself knows nothing of gin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from gr_jax import RESOURCES
+from gr_jax import RESOURCES, _t5x_names
 from gr_jax.console import quiet_libraries
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
@@ -31,6 +31,9 @@ def define_flags() -> None:
     flags.DEFINE_list("gin_search_paths", None, "Folders to look for gin files in.")
     flags.DEFINE_multi_string(
         "gin_bindings", None, "A gin binding, NAME = VALUE; may be given several times."
+    )
+    flags.DEFINE_bool(
+        "dry_run", False, "Check all that is given, print the configuration, write nothing."
     )
 
 
@@ -79,16 +82,23 @@ def parse(
         gin.parse_config(list(bindings), skip_unknown=False)
         gin.finalize()
     except Exception as error:  # gin raises whatever the imports and constructors in a file raise
-        raise UserError(_one_line(error)) from error
+        line = _one_line(error)
+        raise UserError(_t5x_names.explain(line) or line) from error
 
 
 def _check_macros(bindings: Sequence[str], config: str) -> None:
     """Refuses a macro that no file knows: gin would take a misspelt one for a new one."""
     known = set(re.findall(r"^([A-Za-z_]\w*)\s*=", config, re.M))
+    for name in sorted(known & _t5x_names.MACROS.keys()):
+        if not _t5x_names.kept(_t5x_names.MACROS[name]):
+            raise UserError(_t5x_names.refusal(f"gin: {name}", _t5x_names.MACROS[name]))
     known |= set(re.findall(r"%([A-Za-z_]\w*)", config))
     for binding in bindings:
         found = re.match(r"\s*([A-Za-z_]\w*)\s*=", binding)
         if found and found[1] not in known:
+            if found[1] in _t5x_names.MACROS:
+                answer = _t5x_names.MACROS[found[1]]
+                raise UserError(_t5x_names.refusal(f"gin: {found[1]}", answer))
             near = difflib.get_close_matches(found[1], known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
             raise UserError(f"gin: no file has a macro {found[1]}: {hint}")
@@ -125,6 +135,13 @@ def save(path: Path) -> None:
         temporary.write_text(gin.config_str(), "utf-8")
 
 
+def operative() -> str:
+    """What of the configuration was used so far, as gin text."""
+    import gin
+
+    return gin.operative_config_str()
+
+
 def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
@@ -137,10 +154,12 @@ def _one_line(error: BaseException) -> str:
     text = str(root) if isinstance(root, UserError) else str(error)
     text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", text)
     text = " ".join(text.split())
+    if missing := re.match(r"(\w+)/macro\.value set to `%gin\.REQUIRED`", text):
+        text = f'{missing[1]} is required: --gin.{missing[1]}=\\"...\\"'
     return f"gin: {text}" if not isinstance(root, UserError) else text
 
 
-def run_main(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[..., int | None]) -> None:
     """Runs an entry point with t5x's flags; a user's mistake is one line and exit status 2."""
     define_flags()
     try:
@@ -153,11 +172,14 @@ def run_main(main: Callable[[], int | None]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        answer = _t5x_names.FLAGS.get(error.flagname)
+        fail(UserError(_t5x_names.refusal(f"--{error.flagname}", answer)) if answer else error)
     except flags.Error as error:
         fail(error)
 
 
-def _guarded(main: Callable[[], int | None], argv: list[str]) -> None:
+def _guarded(main: Callable[..., int | None], argv: list[str]) -> None:
     quiet_libraries()
     if len(argv) > 1:
         fail(UserError(f"unexpected argument {argv[1]!r}; flags look like --gin_file=FILE"))
@@ -169,7 +191,7 @@ def _guarded(main: Callable[[], int | None], argv: list[str]) -> None:
             flags.FLAGS.gin_bindings or (),
             flags.FLAGS.gin_search_paths or (),
         )
-        status = main()
+        status = main(dry_run=flags.FLAGS.dry_run)
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -6,9 +6,11 @@ from gr_jax import gin_config, pipeline
 from gr_jax.console import Reporter
 
 
-def main() -> int:
-    """Answers the queries that gin configures and writes a TREC run."""
-    gin_config.call(pipeline.infer, log=Reporter().log)
+def main(*, dry_run: bool = False) -> int:
+    """Writes a TREC run for the queries of gin's; a dry run prints the configuration instead."""
+    gin_config.call(pipeline.infer, dry_run=dry_run, log=Reporter().log)
+    if dry_run:
+        print(gin_config.operative())
     return 0
 
 

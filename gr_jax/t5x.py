@@ -1,7 +1,8 @@
 """Constrained decoding for t5x: a `decode_fn` that only gives docids.
 
 t5x's own `decoding.beam_search` gives any sequence of tokens. With this in its place, a t5x model
-answers with docids of a corpus, best last, as t5x wants them:
+answers with docids of a corpus, best last, as t5x wants them. `gin/t5x/gr_jax.gin` binds it, along
+with the tasks of a prepared directory; by itself:
 
     from __gin__ import dynamic_registration
     import gr_jax.t5x

@@ -11,12 +11,13 @@ from gr_jax.training import Interrupted
 INTERRUPTED = 130  # the shell's status for a program ended by SIGINT; launchers restart on it
 
 
-def main() -> int:
-    """Prepares, trains and evaluates what gin configures."""
+def main(*, dry_run: bool = False) -> int:
+    """Prepares, trains and evaluates what gin configures; a dry run prints that instead."""
     reporter = Reporter()
     try:
         report = gin_config.call(
             pipeline.run,
+            dry_run=dry_run,
             log=reporter.log,
             progress=reporter.progress,
             started=lambda directory: gin_config.save(Path(directory) / "config.gin"),
@@ -27,6 +28,9 @@ def main() -> int:
         return INTERRUPTED
     finally:
         reporter.close()
+    if report is None:
+        print(gin_config.operative())
+        return 0
     from gr_jax.evaluation import print_report
 
     print_report(report)

@@ -82,21 +82,42 @@ def evaluate(
     config: EvalConfig,
     corpus: str = PYTHON_DOCS,
     strict: bool = False,
+    checkpoint: str | None = None,
+    output_dir: str | None = None,
+    dry_run: bool = False,
     log: Log = lambda _: None,
     again: bool = True,
-) -> Report:
-    """Measures the newest checkpoint and BM25 on every split of the collection.
+) -> Report | None:
+    """Measures a checkpoint and BM25 on every split of the collection.
 
-    Writes `runs/`, `report.json` and `report.html` in the model directory. Without `again`, a
-    report of the same checkpoint, queries and settings is read instead.
+    Writes `runs/`, `report.json` and `report.html`. Without `again`, a report of the same
+    checkpoint, queries and settings is read instead.
+
+    Args:
+      model_dir: the trained index.
+      config: how to evaluate.
+      corpus: what it is an index of.
+      strict: refuse documents without text instead of skipping them.
+      checkpoint: `MODEL_DIR/checkpoint_<step>`; the newest by default.
+      output_dir: where the files go; the model directory by default.
+      dry_run: check all of the above, and write nothing.
+      log: told what happens, a line at a time.
+      again: see above.
+
+    Returns:
+      The report; None after a dry run.
 
     Raises:
       UserError: nothing trained there, or another corpus's index.
     """
     workspace = Workspace(model_dir)
-    index = Index.load(workspace.path)
+    index = Index.load(workspace.path, workspace.step_of(checkpoint))
     collection = load_collection(corpus, strict=strict)
+    workspace.check(collection.corpus)
+    if dry_run:
+        return None
     workspace.claim(collection.corpus)
+    output = Path(output_dir).expanduser() if output_dir else workspace.path
     done = {
         "checkpoint": index.step,
         "docids": index.docid_map.fingerprint,
@@ -116,8 +137,8 @@ def evaluate(
         found = _find(index, queries, config)
         ours = _run_of(index, queries, found), _latency(index, queries, config)
         theirs = bm25.rank(queries, k=_DEPTH)
-        write_run(workspace.runs / f"{name}.gr_jax.run", ours[0], "gr_jax")
-        write_run(workspace.runs / f"{name}.bm25.run", theirs[0], "bm25")
+        write_run(output / "runs" / f"{name}.gr_jax.run", ours[0], "gr_jax")
+        write_run(output / "runs" / f"{name}.bm25.run", theirs[0], "bm25")
         quality = SearchQuality(
             certified=float(np.mean(found.exact)),
             beam_recall=_beam_recall(index, queries, found, config),
@@ -149,8 +170,9 @@ def evaluate(
             for name in ("jax", "flax", "optax", "numpy", "scikit-learn", "sentencepiece", "bm25s")
         },
     )
-    write_report(report, workspace.path)
-    workspace.note("evaluation", done)
+    write_report(report, output, workspace.path / "train" / "metrics.jsonl")
+    if output == workspace.path:
+        workspace.note("evaluation", done)
     return report
 
 

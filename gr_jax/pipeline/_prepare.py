@@ -118,9 +118,7 @@ def prepare(
         setting does not fit the corpus.
     """
     # what can be refused is refused before anything is written
-    docids.check(collection.corpus)
-    if data.sentencepiece not in (None, BYTES):
-        load_tokenizer(Path(data.sentencepiece), words_only=False)
+    check_inputs(workspace, collection, docids=docids, data=data)
     workspace.claim(collection.corpus)
     training = _training_pairs(collection)
     job = _Job(workspace, collection.corpus, training, data, log)
@@ -128,6 +126,16 @@ def prepare(
     tokenizer, vocabulary_key = job.make_vocabulary()
     examples_key = job.write_examples(docid_map, tokenizer, queries, [docid_key, vocabulary_key])
     return Prepared(docid_map, tokenizer, job.build_cache(docid_map, examples_key), data)
+
+
+def check_inputs(
+    workspace: Workspace, collection: Collection, *, docids: DocidAssigner, data: DataConfig
+) -> None:
+    """Refuses what `prepare` refuses at its beginning; writes nothing."""
+    docids.check(collection.corpus)
+    if data.sentencepiece not in (None, BYTES):
+        load_tokenizer(Path(data.sentencepiece), words_only=False)
+    workspace.check(collection.corpus)
 
 
 def _training_pairs(collection: Collection) -> list[tuple[str, int]]:

@@ -20,7 +20,7 @@ from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._evaluate import EvalConfig, evaluate
 from gr_jax.pipeline._initial import RANDOM_PARAMETERS, InitialCheckpoint
-from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, prepare
+from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, check_inputs, prepare
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
 from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
@@ -46,6 +46,7 @@ def train(
     initial: InitialCheckpoint = RANDOM_PARAMETERS,
     corpus: str = PYTHON_DOCS,
     strict: bool = False,
+    dry_run: bool = False,
     log: Log = lambda _: None,
     progress: Progress | None = None,
     started: Callable[[Path], None] = lambda _: None,
@@ -62,6 +63,7 @@ def train(
       initial: the checkpoint that training starts from.
       corpus: a BEIR folder, or `python` for the embedded collection.
       strict: refuse documents without text instead of skipping them.
+      dry_run: check all of the above, and write nothing.
       log: told what happens, a line at a time.
       progress: told about training as it goes.
       started: called with the model directory when all of the above has been accepted, before the
@@ -78,6 +80,9 @@ def train(
         initial.check()
     collection = load_collection(corpus, strict=strict)
     log(_describe_collection(collection))
+    if dry_run:
+        check_inputs(workspace, collection, docids=docids, data=data)
+        return
     prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
     config = _sized(model, prepared)
     shardings = partitioner.parameters(config)  # refuses what does not divide
@@ -137,11 +142,16 @@ def run(
     initial: InitialCheckpoint = RANDOM_PARAMETERS,
     corpus: str = PYTHON_DOCS,
     strict: bool = False,
+    dry_run: bool = False,
     log: Log = lambda _: None,
     progress: Progress | None = None,
     started: Callable[[Path], None] = lambda _: None,
-) -> Report:
-    """The whole job: `train`, then `evaluate`; see both for the arguments."""
+) -> Report | None:
+    """The whole job: `train`, then `evaluate`; see both for the arguments.
+
+    Returns:
+      The report; None after a dry run.
+    """
     train(
         model_dir=model_dir,
         docids=docids,
@@ -152,10 +162,13 @@ def run(
         initial=initial,
         corpus=corpus,
         strict=strict,
+        dry_run=dry_run,
         log=log,
         progress=progress,
         started=started,
     )
+    if dry_run:
+        return None
     return evaluate(
         model_dir=model_dir,
         corpus=corpus,
@@ -171,11 +184,14 @@ def infer(
     model_dir: str,
     queries: str | None = None,
     run: str | None = None,
+    output_dir: str | None = None,
+    checkpoint: str | None = None,
     k: int = 10,
     beam: int = 20,
     score: Score = DEFAULT_SCORE,
     precision: Precision | None = None,
     certify: bool = False,
+    dry_run: bool = False,
     log: Log = lambda _: None,
 ) -> None:
     """Answers every query of a `queries.jsonl` and writes a TREC run.
@@ -183,12 +199,15 @@ def infer(
     Args:
       model_dir: the trained index.
       queries: the file of queries.
-      run: the run file; by default `MODEL_DIR/runs/<name of the queries file>.infer.run`.
+      run: the run file; by default `<output_dir>/<name of the queries file>.infer.run`.
+      output_dir: by default `MODEL_DIR/runs`.
+      checkpoint: `MODEL_DIR/checkpoint_<step>`; the newest by default.
       k: documents per query.
       beam: width of the search.
       score: see `EvalConfig`, as for the next two.
       precision: of the model.
       certify: search until the answers are certainly exact.
+      dry_run: check all of the above, and write nothing.
       log: told what was written.
 
     Raises:
@@ -196,14 +215,20 @@ def infer(
     """
     if queries is None:
         raise UserError('give the queries to answer: --gin.QUERIES=\\"queries.jsonl\\"')
+    if run is not None and output_dir is not None:
+        raise UserError("RUN names the run file and INFER_OUTPUT_DIR its folder: give one of them")
     config = SearchConfig(beam, score, precision, exact=certify)
-    index = Index.load(model_dir)
+    workspace = Workspace(model_dir)
+    index = Index.load(workspace.path, workspace.step_of(checkpoint))
     asked = list(read_queries(queries).values())
     if not asked:
         raise UserError(f"{queries}: holds no queries")
+    if dry_run:
+        return
     ranked = index.rank([query.text for query in asked], k=k, config=config)
     name = Path(queries).name.removesuffix(".gz").removesuffix(".jsonl")
-    output = Path(run) if run else Workspace(model_dir).runs / f"{name}.infer.run"
+    folder = Path(output_dir).expanduser() if output_dir else workspace.runs
+    output = Path(run) if run else folder / f"{name}.infer.run"
     write_run(output, {q.query_id: r for q, r in zip(asked, ranked, strict=True)}, "gr_jax")
     log(f"{output}: {len(asked):,} queries, {k} documents each")
 

@@ -86,8 +86,25 @@ class Workspace:
         """What `note` remembered, or None."""
         return self._stages.get(name)
 
-    def claim(self, corpus: Corpus) -> None:
-        """Makes this the directory of `corpus`, and keeps a copy of its documents.
+    def step_of(self, checkpoint: str | None) -> int | None:
+        """The step of `MODEL_DIR/checkpoint_<step>`; None, the newest, for None.
+
+        Raises:
+          UserError: the path is not one of this directory's checkpoints.
+        """
+        if checkpoint is None:
+            return None
+        path = Path(checkpoint).expanduser()
+        found = re.fullmatch(r"checkpoint_(\d+)", path.name)
+        if not found or path.parent.resolve() != self.path.resolve():
+            raise UserError(
+                f"{checkpoint}: not a checkpoint of {self.path}; CHECKPOINT_PATH is "
+                "MODEL_DIR/checkpoint_<step>"
+            )
+        return int(found[1])
+
+    def check(self, corpus: Corpus) -> None:
+        """Refuses what `claim` refuses; writes nothing.
 
         Raises:
           UserError: the directory holds the index of another corpus, or something else.
@@ -104,7 +121,15 @@ class Workspace:
                 f"{self.path}: holds the index of another corpus ({held['name']}, "
                 f"{held['documents']} documents); give another model directory"
             )
-        if not held:
+
+    def claim(self, corpus: Corpus) -> None:
+        """Makes this the directory of `corpus`, and keeps a copy of its documents.
+
+        Raises:
+          UserError: see `check`.
+        """
+        self.check(corpus)
+        if not self._stages.get("corpus"):
             self.note(
                 "corpus",
                 {

@@ -108,12 +108,12 @@ class Index:
         self._corpus_file = corpus_file
 
     @classmethod
-    def load(cls, model_dir: str | Path) -> Self:
-        """Loads the newest checkpoint of `model_dir`.
+    def load(cls, model_dir: str | Path, step: int | None = None) -> Self:
+        """Loads the checkpoint of `step`, or the newest, of `model_dir`.
 
         Raises:
-          UserError: nothing is trained there yet, a file is damaged, or parts do not belong
-            together.
+          UserError: nothing is trained there yet, there is no such checkpoint, a file is damaged,
+            or parts do not belong together.
         """
         path = Path(model_dir).expanduser()
         spec = IndexSpec.load(path / "index.json")
@@ -123,7 +123,7 @@ class Index:
                 f"{path}: its docids ({docid_map.fingerprint[:12]}) are not those that the model "
                 f"was trained on ({spec.docid_fingerprint[:12]})"
             )
-        parameters, step = load_eval_parameters(path, spec.docid_fingerprint)
+        parameters, step = load_eval_parameters(path, spec.docid_fingerprint, step)
         return cls(
             spec,
             docid_map,

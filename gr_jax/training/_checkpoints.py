@@ -57,7 +57,7 @@ class RunIdentity:
 class Checkpoints:
     """Saves in the background, atomically, and restores the newest."""
 
-    def __init__(self, model_dir: Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, model_dir: Path, *, keep: int | None = 2, read_only: bool = False):
         """Opens `model_dir`, made if needed; `read_only` leaves it as it is."""
         self._directory = Path(model_dir).absolute()
         if not read_only:
@@ -82,6 +82,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in their order."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, identity: RunIdentity) -> None:
         """Starts to save; returns as soon as the arrays are copied."""
@@ -210,12 +215,15 @@ def _damage(path: Path, what: str) -> Iterator[None]:
         raise UserError(f"{path}: {what} ({reason})") from error
 
 
-def load_eval_parameters(model_dir: Path, docid_fingerprint: str) -> tuple[Any, int]:
-    """The parameters to decode with, from the newest checkpoint of `model_dir`.
+def load_eval_parameters(
+    model_dir: Path, docid_fingerprint: str, step: int | None = None
+) -> tuple[Any, int]:
+    """The parameters to decode with, from a checkpoint of `model_dir`.
 
     Args:
       model_dir: the model directory.
       docid_fingerprint: of the `DocidMap` that will be decoded.
+      step: of the checkpoint; None for the newest.
 
     Returns:
       The parameter tree, on the default device, and its step.
@@ -225,9 +233,17 @@ def load_eval_parameters(model_dir: Path, docid_fingerprint: str) -> tuple[Any, 
     """
     checkpoints = Checkpoints(model_dir, read_only=True)
     try:
-        step = checkpoints.latest_step
-        if step is None:
+        steps = checkpoints.steps
+        if not steps:
             raise UserError(f"{model_dir}: no checkpoint yet; train first")
+        if step is None:
+            step = steps[-1]
+        elif step not in steps:
+            known = ", ".join(map(str, steps))
+            raise UserError(
+                f"{model_dir}: no checkpoint of step {step}; there are {known} "
+                "(TrainConfig.keep says how many are kept)"
+            )
         path = Path(model_dir) / f"checkpoint_{step}"
         identity = checkpoints.identity(step)
         if identity.docid_fingerprint != docid_fingerprint:

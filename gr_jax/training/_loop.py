@@ -69,7 +69,7 @@ class TrainConfig:
         t5x's None divides by nothing: that is 1 here. Metrics are means whatever it is.
       ema_decay: of the parameter average that is decoded with; 0 for none.
       save_period: steps between checkpoints.
-      keep: checkpoints kept.
+      keep: checkpoints kept; None keeps all.
       log_period: steps between metrics.
       microbatches: parts that a step's rows are worked through in, one after the other: the
         gradients are the whole batch's, and the activations in memory are a part's.
@@ -90,7 +90,7 @@ class TrainConfig:
     loss_normalizing_factor: float | None = None
     ema_decay: float = 0.0
     save_period: int = 500
-    keep: int = 2
+    keep: int | None = 2
     log_period: int = 20
     microbatches: int = 1
     spike_factor: float = 0.0

@@ -25,6 +25,7 @@ def trained(beir: Path, tmp_path_factory) -> tuple[Path, Report]:
         evaluation=pipeline.EvalConfig(beam=48),
         **settings(),
     )
+    assert report is not None
     return model_dir, report
 
 
@@ -91,7 +92,9 @@ def test_a_finished_run_is_not_done_again(trained, beir):
     )
     assert {p: (model_dir / p).stat().st_mtime_ns for p in parts} == before
     assert {p.name: p.read_bytes() for p in (model_dir / "runs").iterdir()} == runs
-    assert again.to_json() == report.to_json()  # milliseconds included: nothing was measured again
+    assert (
+        again is not None and again.to_json() == report.to_json()
+    )  # milliseconds included: nothing was measured again
 
 
 def test_the_same_seed_gives_the_same_run_file(trained, beir, tmp_path):
@@ -359,6 +362,7 @@ def test_a_report_of_before_is_measured_again(trained, beir, tmp_path):
     again = pipeline.evaluate(
         model_dir=str(copy), corpus=str(beir), config=pipeline.EvalConfig(beam=48), again=False
     )
+    assert again is not None
     assert again.splits["test"].search == trained[1].splits["test"].search
 
 

@@ -1,0 +1,217 @@
+"""t5x's names, and what there is for them here: for errors, and for docs/coming_from_t5x.md.
+
+A value is the name of ours, words that say why there is none ("none: ..."), or "the same" where the
+name is kept; after a semicolon, what differs.
+"""
+
+from __future__ import annotations
+
+import re
+
+FLAGS = {
+    "gin_file": "the same",
+    "gin_bindings": "the same; --gin.NAME=VALUE is short for it",
+    "gin_search_paths": "the same",
+    "dry_run": "the same; of train, eval and infer",
+    "alsologtostderr": "the same; absl's",
+    "run_mode": "python -m gr_jax.train, gr_jax.eval or gr_jax.infer",
+    "tfds_data_dir": "none: no TFDS data is read; leave it out, --gin.CORPUS is a BEIR folder",
+    "seqio_additional_cache_dirs": "none: the token cache is made in MODEL_DIR/cache; leave it out",
+    "multiprocess_gpu": "none: one process with all its devices; leave it out",
+    "coordinator_address": "none: one process only; leave it out",
+    "process_count": "none: one process only; leave it out",
+    "process_index": "none: one process only; leave it out",
+    "initialization_timeout": "none: one process only; leave it out",
+    "shard_id": "none: split the queries file, and give each part to its own gr_jax.infer",
+}
+
+_CORPUS = "CORPUS; gr_jax makes its own mixture from it, weighted by pipeline.DataConfig"
+MACROS = {
+    "MODEL_DIR": "the same; eval and infer need it too",
+    "TRAIN_STEPS": "the same; counted from 0, so without the steps of the pretraining",
+    "TRAIN_STEPS_RELATIVE": "TRAIN_STEPS; which is relative already",
+    "BATCH_SIZE": "the same; examples, packed into fewer rows",
+    "DROPOUT_RATE": "the same",
+    "INITIAL_CHECKPOINT_PATH": "the same; also of Hugging Face's or gr_jax's format",
+    "CHECKPOINT_PATH": "the same; MODEL_DIR/checkpoint_N, by default the newest",
+    "EVAL_OUTPUT_DIR": "the same; MODEL_DIR by default",
+    "INFER_OUTPUT_DIR": "the same; MODEL_DIR/runs by default",
+    "RANDOM_SEED": "the same; 0 by default, never random",
+    "OPTIMIZER": "the same; @training.Optimizer(), whose name may be 'adafactor'",
+    "LABEL_SMOOTHING": "the same",
+    "Z_LOSS": "the same; 0 by default",
+    "LOSS_NORMALIZING_FACTOR": "the same; None is the number of target tokens, t5x's None is 1.0",
+    "MODEL": "a second --gin_file of gin/models, or pipeline.run.model",
+    "VOCABULARY": "SENTENCEPIECE; a file, and None trains one on the corpus",
+    "MIXTURE_OR_TASK_NAME": _CORPUS,
+    "MIXTURE_OR_TASK_MODULE": _CORPUS,
+    "TASK_FEATURE_LENGTHS": "pipeline.DataConfig.input_length; targets are as long as docids are",
+    "FEATURE_LENGTHS": "pipeline.DataConfig.input_length; targets are as long as docids are",
+    "USE_CACHED_TASKS": "none: the token cache is always made, once",
+    "SHUFFLE_TRAIN_EXAMPLES": "none: the order is always a true shuffle of RANDOM_SEED",
+    "EVAL_PERIOD": "none: evaluated after training; gr_jax.eval with CHECKPOINT_PATH for more",
+    "EVAL_STEPS": "none: evaluated on all queries, after training",
+    "EVALUATOR_NUM_EXAMPLES": "none: evaluated on all queries",
+    "EVALUATOR_USE_MEMORY_CACHE": "none: queries are always in memory",
+    "JSON_WRITE_N_RESULTS": "none: run files hold all queries",
+    "USE_HARDWARE_RNG": "none: jax.random decides; set JAX_DEFAULT_PRNG_IMPL=rbg",
+    "TF_EXAMPLE_FILE_PATHS": "QUERIES; a queries.jsonl",
+    "TF_EXAMPLE_FILE_TYPE": "QUERIES; a queries.jsonl",
+}
+
+# By configurable and parameter; configurables without one stand for all others of theirs.
+SETTINGS = {
+    "utils.DatasetConfig": "pipeline.DataConfig; of the mixture that is made from CORPUS",
+    "utils.DatasetConfig.batch_size": "pipeline.DataConfig.batch_size",
+    "utils.DatasetConfig.pack": "pipeline.DataConfig.pack",
+    "utils.DatasetConfig.task_feature_lengths": "pipeline.DataConfig.input_length",
+    "utils.DatasetConfig.seed": "training.TrainConfig.seed",
+    "utils.DatasetConfig.split": "none: qrels/train.tsv is trained on, other qrels evaluated on",
+    "utils.DatasetConfig.mixture_or_task_name": "pipeline.run.corpus",
+    "utils.CheckpointConfig": "training.TrainConfig and pipeline.InitialCheckpoint",
+    "utils.SaveCheckpointConfig": "training.TrainConfig; save_period and keep",
+    "utils.SaveCheckpointConfig.period": "training.TrainConfig.save_period",
+    "utils.SaveCheckpointConfig.keep": "training.TrainConfig.keep; 2 by default, None keeps all",
+    "utils.SaveCheckpointConfig.dtype": "none: parameters are saved as trained, in float32",
+    "utils.SaveCheckpointConfig.save_dataset": "none: the step is the position in the data",
+    "utils.RestoreCheckpointConfig": "pipeline.InitialCheckpoint",
+    "utils.RestoreCheckpointConfig.path": "pipeline.InitialCheckpoint.path",
+    "utils.RestoreCheckpointConfig.mode": "none: CHECKPOINT_PATH, or else the newest",
+    "utils.RestoreCheckpointConfig.dtype": "pipeline.EvalConfig.precision",
+    "utils.RestoreCheckpointConfig.strict": "none: always strict but for docid tables",
+    "trainer.Trainer": "training.TrainConfig",
+    "trainer.Trainer.learning_rate_fn": "training.TrainConfig.schedule",
+    "trainer.Trainer.num_microbatches": "training.TrainConfig.microbatches",
+    "partitioning.PjitPartitioner": "training.TrainConfig.model_parallel",
+    "partitioning.PjitPartitioner.num_partitions": "training.TrainConfig.model_parallel",
+    "partitioning.PjitPartitioner.logical_axis_rules": "none: t5x's standard ones, 1-D",
+    "partitioning.standard_logical_axis_rules": "none: t5x's standard ones, 1-D",
+    "utils.create_learning_rate_scheduler": "training.Schedule",
+    "utils.create_learning_rate_scheduler.factors": "training.Schedule.factors",
+    "utils.create_learning_rate_scheduler.base_learning_rate": "training.Schedule.base",
+    "utils.create_learning_rate_scheduler.warmup_steps": "training.Schedule.warmup_steps",
+    "utils.create_learning_rate_scheduler.decay_factor": "training.Schedule.decay_factor",
+    "utils.create_learning_rate_scheduler.steps_per_decay": "training.Schedule.steps_per_decay",
+    "utils.create_learning_rate_scheduler.steps_per_cycle": "training.Schedule.steps_per_cycle",
+    "utils.create_learning_rate_scheduler.step_offset": "training.Schedule.step_offset",
+    "utils.create_learning_rate_scheduler.min_learning_rate": "training.Schedule.min_learning_rate",
+    "adafactor.Adafactor": "training.Adafactor; and training.Optimizer.name = 'adafactor'",
+    "adafactor.Adafactor.decay_rate": "training.Adafactor.decay_rate",
+    "adafactor.Adafactor.step_offset": "training.Adafactor.step_offset",
+    "adafactor.Adafactor.beta1": "training.Adafactor.beta1",
+    "adafactor.Adafactor.factored": "training.Adafactor.factored",
+    "adafactor.Adafactor.clipping_threshold": "training.Adafactor.clipping_threshold",
+    "adafactor.Adafactor.weight_decay_rate": "training.Adafactor.weight_decay_rate",
+    "adafactor.Adafactor.min_dim_size_to_factor": "training.Adafactor.min_dim_size_to_factor",
+    "adafactor.Adafactor.multiply_by_parameter_scale": (
+        "training.Adafactor.multiply_by_parameter_scale"
+    ),
+    "adafactor.Adafactor.weight_decay_rate_lr_exponent": (
+        "training.Adafactor.weight_decay_rate_lr_exponent"
+    ),
+    "adafactor.Adafactor.global_norm_clip_threshold": "training.Optimizer.clip_norm",
+    "adafactor.Adafactor.logical_factor_rules": "none: t5x's standard ones",
+    "adafactor.Adafactor.learning_rate": "training.TrainConfig.schedule",
+    "models.EncoderDecoderModel": "pipeline.run.model",
+    "models.EncoderDecoderModel.z_loss": "training.TrainConfig.z_loss",
+    "models.EncoderDecoderModel.label_smoothing": "training.TrainConfig.label_smoothing",
+    "models.EncoderDecoderModel.loss_normalizing_factor": (
+        "training.TrainConfig.loss_normalizing_factor"
+    ),
+    "models.EncoderDecoderModel.optimizer_def": "training.TrainConfig.optimizer",
+    "network.T5Config": "models.T5Config; of a file of gin/models, models.T5Config.from_name",
+    "train_script.train": "pipeline.run",
+    "train_script.train.total_steps": "training.TrainConfig.steps",
+    "train_script.train.random_seed": "training.TrainConfig.seed",
+    "train_script.train.stats_period": "training.TrainConfig.log_period",
+    "train_script.train.eval_period": "none: evaluated once, after training",
+    "eval_script.evaluate": "pipeline.evaluate",
+    "eval_script.evaluate.output_dir": "pipeline.evaluate.output_dir",
+    "infer_script.infer": "pipeline.infer",
+    "infer_script.infer.output_dir": "pipeline.infer.output_dir",
+}
+
+FILES = {
+    "config.gin": "config.gin",
+    "model-info.txt": "model-info.txt",
+    "checkpoint_N/": "checkpoint_N/; Orbax, and gr-jax convert writes t5x's",
+    "train/events.out.tfevents.*": "train/events*.tfevents.*",
+    "training_eval/TASK/": "none: no loss is computed on evaluation queries",
+    "inference_eval/TASK-metrics.jsonl": "report.json; and report.html",
+    "inference_eval/TASK-STEP.jsonl": "runs/SPLIT.gr_jax.run; TREC's format",
+    "TASK-predict.jsonl-00000-of-00001": "runs/QUERIES.infer.run; TREC's format",
+}
+
+METRICS = {
+    "accuracy": "accuracy; of tokens, as in t5x",
+    "loss": "none: a step's sum; loss here is the mean over target tokens",
+    "loss_per_nonpadding_target_token": "loss",
+    "loss_per_all_target_tokens": "none: padding counts in it",
+    "cross_ent_loss": "none: a step's sum; loss less z_loss is the mean",
+    "cross_ent_loss_per_all_target_tokens": "none: padding counts in it",
+    "z_loss": "z_loss; the mean over target tokens, t5x's is a step's sum",
+    "z_loss_per_all_target_tokens": "none: padding counts in it",
+    "learning_rate": "learning_rate",
+    "weight_gradient_norm": "gradient_norm",
+    "weight_rms": "none: not logged",
+    "weight_gradient_rms": "none: not logged",
+    "weight_update_rms": "none: not logged",
+    "non_padding_fraction/encoder": "padding_fraction; 1 less t5x's",
+    "non_padding_fraction/decoder": "none: not logged",
+    "non_padding_fraction/overall": "none: not logged",
+    "non_padding_fraction/loss_weights": "none: not logged",
+    "effective_batch_size/encoder": "none: BATCH_SIZE examples in every step",
+    "effective_batch_size/decoder": "none: BATCH_SIZE examples in every step",
+    "timing/seqs_per_second": "examples_per_second; t5x's counts packed rows",
+    "timing/steps_per_second": "steps_per_second",
+    "timing/target_tokens_per_second": "tokens_per_second; of input tokens, real ones only",
+    "timing/seqs_per_second_per_core": "none: divide examples_per_second",
+    "timing/target_tokens_per_second_per_core": "none: divide tokens_per_second",
+    "timing/seconds": "none: log_period / steps_per_second",
+    "timing/compilation_seconds": "none: not logged",
+    "timing/checkpoint_seconds": "none: saved in the background",
+}
+
+_GIN_FILES = {
+    r"configs/runs/(pretrain|finetune|eval|infer)\w*\.gin": "gin/runs/beir.gin",
+    r"examples/(?:scalable_)?t5/(\w+)/(\w+)\.gin": r"gin/models/\1_\2.gin",
+}
+
+
+def kept(answer: str) -> bool:
+    """Whether t5x's name is ours as well."""
+    return answer.partition(";")[0] == "the same"
+
+
+def refusal(name: str, answer: str) -> str:
+    """One line for a name of t5x's that is not ours."""
+    reason = answer.removeprefix("none: ")
+    if reason != answer:
+        return f"{name} of t5x is not there: {reason}"
+    return f"{name} is t5x's; here it is {answer}"
+
+
+def explain(error: str) -> str | None:
+    """What there is instead of the name of t5x's that gin does not know; None if it is not one.
+
+    Args:
+      error: gin's message, on one line.
+    """
+    if found := re.search(r"Unable to open file: \S*?t5x/(\S+\.gin)", error):
+        for pattern, ours in _GIN_FILES.items():
+            if match := re.fullmatch(pattern, found[1]):
+                return refusal(f"gin: t5x/{found[1]}", match.expand(ours))
+        return refusal(f"gin: t5x/{found[1]}", "gin/runs/beir.gin, with a file of gin/models")
+    if "No module named 't5x'" in error:
+        return f"{error}: a file for t5x; gr_jax has gin/runs/beir.gin and gin/models"
+    unknown = r"No configurable matching (?:reference )?'@?(?:\w+/)*([\w.]+)(?:\(\))?'"
+    if not (found := re.search(unknown, error)):
+        return None
+    name = found[1]
+    parameter = re.search(rf"{re.escape(name)}\.(\w+)", error[found.end() :])
+    for asked in (f"{name}.{parameter[1]}" if parameter else name, name):
+        for theirs, ours in SETTINGS.items():
+            # the module may be left out, or be a longer path to the same
+            if f".{theirs}".endswith(f".{asked}") or f".{asked}".endswith(f".{theirs}"):
+                return refusal(f"gin: {asked}", ours)
+    return None

@@ -1,0 +1,468 @@
+"""docs/coming_from_t5x.md is true: its commands run, and every name in its tables exists."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gin
+from gr_jax import RESOURCES, _t5x_names, gin_config, t5x
+from gr_jax import eval as eval_main
+from gr_jax import infer as infer_main
+from gr_jax import train as train_main
+from gr_jax.checkpoints import convert, open_checkpoint
+from gr_jax.errors import UserError
+from gr_jax.models import T5Config
+from tests.pipeline.tiny import BINDINGS
+
+DOC = RESOURCES / "docs" / "coming_from_t5x.md"
+if not DOC.exists():
+    pytest.skip("no docs beside an installed wheel", allow_module_level=True)
+TEXT = DOC.read_text("utf-8")
+MAINS = {"gr_jax.train": train_main, "gr_jax.eval": eval_main, "gr_jax.infer": infer_main}
+BEIR, PLACES = "gin/runs/beir.gin", ('CORPUS = "corpus"', 'MODEL_DIR = "model"')
+STEPS = 20
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    yield
+    gin.clear_config()
+
+
+def table(heading: str) -> dict[str, str]:
+    """The rows of the table of a section, without their backticks."""
+    section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|$", section.replace("`", ""), re.M)
+    return dict(rows[1:])
+
+
+def commands() -> list[list[str]]:
+    """The command lines of ours, as a shell would split them but for variables."""
+    blocks = re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("python -m gr_jax.")]
+
+
+def run(arguments: list[str], places: dict[str, str], *, dry_run: bool = False) -> int:
+    """A documented command, in this process, with a model and a run for tests."""
+    for name, value in places.items():
+        arguments = [argument.replace(name, value) for argument in arguments]
+    python, flag, module, *rest = arguments
+    assert (python, flag) == ("python", "-m")
+    given = gin_config.rewrite_gin_args(rest)
+    files = [x.removeprefix("--gin_file=") for x in given if x.startswith("--gin_file=")]
+    bindings = [x.removeprefix("--gin_bindings=") for x in given if x.startswith("--gin_bindings=")]
+    assert len(files) + len(bindings) + ("--dry_run" in given) == len(given)
+    gin_config.parse(files, [*bindings, *BINDINGS, f"TRAIN_STEPS = {STEPS}"])
+    return MAINS[module].main(dry_run=dry_run or "--dry_run" in given)
+
+
+@pytest.fixture(scope="module")
+def places(beir: Path, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("t5x")
+    return {
+        "$MODEL_DIR": str(folder / "model"),
+        "$OUTPUT": str(folder / "output"),
+        "$CORPUS": str(beir),
+        "checkpoint_2000": f"checkpoint_{STEPS // 2}",
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(places) -> Path:
+    """The four documented commands of a run from scratch, one after the other."""
+    finetune, dry, train, evaluate, infer = commands()
+    assert finetune[2] == "gr_jax.train"
+    model_dir = Path(places["$MODEL_DIR"])
+    assert run(dry, places) == 0
+    assert not model_dir.exists(), "a dry run wrote something"
+    assert run(train, places) == 0
+    before = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
+    for command in (evaluate, infer):
+        assert run(command, places, dry_run=True) == 0
+    assert not Path(places["$OUTPUT"]).exists(), "a dry run wrote something"
+    for command in (evaluate, infer):
+        assert run(command, places) == 0
+    after = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
+    assert after == before
+    return model_dir
+
+
+def test_the_documented_run(trained, places):
+    output = Path(places["$OUTPUT"])
+    report = json.loads((output / "report.json").read_text())
+    assert report["steps"] == STEPS // 2, "CHECKPOINT_PATH is evaluated, not the newest"
+    assert json.loads((trained / "report.json").read_text())["steps"] == STEPS
+    assert (output / "runs" / "test.gr_jax.run").exists()
+    assert len((output / "queries.infer.run").read_text().splitlines()) == 720
+
+
+def test_the_documented_fine_tuning_is_accepted(trained, places, tmp_path, capsys):
+    # t5x's format, which holds what a published checkpoint does
+    source = convert(trained / f"checkpoint_{STEPS}", tmp_path / "t5x", to="t5x")
+    assert source.format.startswith("t5x")
+    more = {
+        "$CHECKPOINT": str(tmp_path / "t5x"),
+        "$SENTENCEPIECE": str(trained / "vocabulary" / "sentencepiece.model"),
+        "$MODEL_DIR": str(tmp_path / "model"),
+    }
+    assert run(commands()[0], places | more, dry_run=True) == 0
+    assert not (tmp_path / "model").exists()
+    assert "DataConfig.sentencepiece = %SENTENCEPIECE" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nowhere"):
+        run(commands()[0], places | more | {"$CHECKPOINT": "/nowhere"}, dry_run=True)
+
+
+def test_t5xs_recipe_is_bound():
+    block = TEXT.split("fine-tuning recipe is\n\n```\n")[1].split("```")[0]
+    given = gin_config.rewrite_gin_args(shlex.split(block))
+    bindings = [binding.removeprefix("--gin_bindings=") for binding in given]
+    gin_config.parse([BEIR], [*PLACES, *bindings])
+    from gr_jax.training import TrainConfig
+
+    config = gin_config.call(TrainConfig)
+    assert (config.optimizer.name, config.optimizer.clip_norm) == ("adafactor", None)
+    assert config.loss_normalizing_factor == 233472
+    assert config.schedule(0, 10) == config.schedule(9, 10) == 1e-3
+
+
+def test_tables_are_those_that_errors_are_made_of():
+    flags = {name.removeprefix("--"): ours for name, ours in table("Flags").items()}
+    assert flags == {k: v.replace("`", "") for k, v in _t5x_names.FLAGS.items()}
+    assert table("Macros") == _t5x_names.MACROS
+    assert table("Settings") == _t5x_names.SETTINGS
+    assert table("Files") == _t5x_names.FILES
+    assert table("Metrics") == _t5x_names.METRICS
+
+
+def test_flags_are_taken_or_refused_by_name(beir, tmp_path):
+    def entry(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "gr_jax.train", f"--gin_file={BEIR}", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            timeout=120,
+        )
+
+    kept = ["--gin_search_paths=/nowhere", "--alsologtostderr", "--dry_run"]
+    assert {flag.split("=")[0] for flag in kept} <= {f"--{name}" for name in _t5x_names.FLAGS}
+    done = entry(*kept, f'--gin.CORPUS="{beir}"', '--gin.MODEL_DIR="model"', "--gin.RANDOM_SEED=3")
+    assert done.returncode == 0, done.stderr
+    assert "TrainConfig.seed = %RANDOM_SEED" in done.stdout
+    assert "RANDOM_SEED = 3" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    failed = entry("--tfds_data_dir=x")
+    expected = "error: --tfds_data_dir of t5x is not there: no TFDS data is read"
+    assert failed.returncode == 2 and failed.stderr.startswith(expected)
+    assert len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [n for n, a in _t5x_names.FLAGS.items() if not _t5x_names.kept(a)])
+def test_other_flags_are_refused_by_name(name, capsys):
+    gin_config.define_flags()
+    with pytest.raises(SystemExit, match="2"):
+        gin_config._parse_flags(["train", f"--{name}=1"])
+    reason = _t5x_names.FLAGS[name].removeprefix("none: ")
+    assert capsys.readouterr().err.strip().endswith(reason)
+
+
+@pytest.mark.parametrize("name", _t5x_names.MACROS)
+def test_macros_are_bound_or_refused(name, tmp_path):
+    answer = _t5x_names.MACROS[name]
+    gin_config.parse([BEIR], PLACES)
+    macros = set(re.findall(r"^(\w+) =", gin.config_str(), re.M))
+    if _t5x_names.kept(answer):
+        assert name in macros
+        assert re.search(rf"= %{name}\b", gin.config_str())
+        return
+    assert name not in macros
+    for ours in re.findall(r"\b[A-Z_]{4,}\b", answer.partition(";")[0]):
+        assert ours in macros or ours == "JAX_DEFAULT_PRNG_IMPL"
+    with pytest.raises(UserError, match=re.escape(answer.removeprefix("none: "))):
+        gin_config.parse([BEIR], [*PLACES, f"{name} = 1"])
+    file = tmp_path / "own.gin"
+    file.write_text(f"include '{BEIR}'\n{name} = 1\n")
+    with pytest.raises(UserError, match=f"{name} .*t5x"):
+        gin_config.parse([str(file)], PLACES)
+
+
+@pytest.mark.parametrize("name", _t5x_names.SETTINGS)
+def test_settings_are_refused_with_ours_that_can_be_bound(name):
+    answer = _t5x_names.SETTINGS[name]
+    theirs = name if name.count(".") == 2 else f"{name}.something"
+    with pytest.raises(UserError) as refused:
+        gin_config.parse([BEIR], [*PLACES, f"scope/{theirs} = None"])
+    assert str(refused.value).endswith(answer.removeprefix("none: "))
+    if answer.startswith("none: "):
+        return
+    for ours in re.findall(r"\b[a-z]+(?:\.\w+){1,2}", answer):
+        bound = f"{ours} = None"
+        if ours.count(".") == 1:
+            bound = f"{ours}.no_such_parameter = None"
+        elif ours == "models.T5Config.from_name":
+            bound = f"{ours}.remat = None"
+        try:
+            gin_config.parse([BEIR, "gin/models/t5_small.gin"], [*PLACES, bound])
+        except UserError as error:
+            assert "doesn't have a parameter named 'no_such_parameter'" in str(error), bound
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("t5x/configs/runs/finetune.gin", "gin/runs/beir.gin"),
+        ("t5x/examples/t5/mt5/base.gin", "gin/models/mt5_base.gin"),
+        ("/somewhere/t5x/contrib/moe/x.gin", "gin/runs/beir.gin, with a file of gin/models"),
+    ],
+)
+def test_gin_files_of_t5x_name_ours(file, message):
+    with pytest.raises(UserError, match=rf"t5x's; here it is {message}"):
+        gin_config.parse([file])
+
+
+def test_a_gin_file_that_imports_t5x(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "t5x", None)
+    (tmp_path / "own.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom t5x import utils\n"
+    )
+    with pytest.raises(UserError, match="t5x"):
+        gin_config.parse([str(tmp_path / "own.gin")])
+
+
+def test_files_are_written(trained, places):
+    for ours in table("Files").values():
+        if ours.startswith("none: "):
+            continue
+        pattern = ours.partition(";")[0].rstrip("/")
+        for word, value in (("_N", f"_{STEPS}"), ("SPLIT", "test"), ("QUERIES", "queries")):
+            pattern = pattern.replace(word, value)
+        folders = (trained, Path(places["$OUTPUT"]))
+        found = [path for folder in folders for path in folder.glob(pattern)]
+        found += list(Path(places["$OUTPUT"]).glob(pattern.removeprefix("runs/")))
+        assert found, pattern
+
+
+def test_metrics_are_logged(trained):
+    row = json.loads((trained / "train" / "metrics.jsonl").read_text().splitlines()[-1])
+    ours = {a.partition(";")[0] for a in table("Metrics").values() if not a.startswith("none: ")}
+    assert ours <= row.keys()
+    assert row.keys() - ours == {"step"}, "a metric that the page does not name"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("{model}/checkpoint_7", "no checkpoint of step 7; there are 10, 20"),
+        ("/elsewhere/checkpoint_10", "not a checkpoint of"),
+        ("{model}/checkpoint", "not a checkpoint of"),
+    ],
+)
+def test_wrong_checkpoints_are_one_line(trained, beir, checkpoint, message):
+    path = checkpoint.format(model=trained)
+    for module, name in ((eval_main, "eval"), (infer_main, "infer")):
+        more = [f'QUERIES = "{beir}/queries.jsonl"'] if name == "infer" else []
+        gin_config.parse(
+            [BEIR],
+            [
+                f'CORPUS = "{beir}"',
+                f'MODEL_DIR = "{trained}"',
+                f'CHECKPOINT_PATH = "{path}"',
+                *more,
+            ],
+        )
+        with pytest.raises(UserError, match=message):
+            module.main()
+
+
+def test_a_run_file_and_a_folder_for_it_are_one_too_many(trained, beir):
+    gin_config.parse(
+        [BEIR],
+        [
+            f'CORPUS = "{beir}"', f'MODEL_DIR = "{trained}"', f'QUERIES = "{beir}/queries.jsonl"',
+            'RUN = "x.run"', 'INFER_OUTPUT_DIR = "x"',
+        ],
+    )  # fmt: skip
+    with pytest.raises(UserError, match="INFER_OUTPUT_DIR"):
+        infer_main.main()
+
+
+def test_a_dry_run_refuses_another_corpus(trained, tmp_path):
+    from tests.conftest import write_beir
+
+    other = write_beir(tmp_path / "other", per_topic=3, seed=1)
+    gin_config.parse([BEIR], [f'CORPUS = "{other}"', f'MODEL_DIR = "{trained}"', *BINDINGS])
+    with pytest.raises(UserError, match="another corpus"):
+        train_main.main(dry_run=True)
+
+
+def test_a_missing_macro_is_named():
+    with pytest.raises(UserError, match=r'MODEL_DIR is required: --gin\.MODEL_DIR=\\"'):
+        gin_config.parse([BEIR], ['CORPUS = "corpus"'])
+
+
+def test_converted_checkpoints_hold_the_same(trained, tmp_path):
+    ours = open_checkpoint(trained / f"checkpoint_{STEPS}")
+    theirs = convert(trained / f"checkpoint_{STEPS}", tmp_path / "x", to="t5x-orbax")
+    assert ours.leaves.keys() == theirs.leaves.keys()
+    assert {"target_embedder/embedding", "decoder/logits_dense/kernel"} <= theirs.leaves.keys()
+    name = "encoder/layers_0/attention/query/kernel"
+    np.testing.assert_array_equal(np.asarray(ours.leaves[name]), np.asarray(theirs.leaves[name]))
+
+
+# --- t5x's own programs ---------------------------------------------------------------------------
+
+
+class _EncoderDecoderModel:
+    """The arguments of t5x's class of this name that gin/t5x binds."""
+
+    def __init__(self, input_vocabulary, output_vocabulary, decode_fn, default_decoder_params):
+        self.input_vocabulary, self.output_vocabulary = input_vocabulary, output_vocabulary
+        self.decode_fn, self.decoder_params = decode_fn, default_decoder_params
+
+
+class _DecoderParams:
+    def __init__(self, return_all_decodes=False, num_decodes=1):
+        self.return_all_decodes, self.num_decodes = return_all_decodes, num_decodes
+
+
+class _DatasetConfig:
+    def __init__(self, mixture_or_task_name=None, task_feature_lengths=None, split=None):
+        self.name, self.lengths, self.split = mixture_or_task_name, task_feature_lengths, split
+
+
+def _train(train_eval_dataset_cfg=1, infer_eval_dataset_cfg=1):
+    return train_eval_dataset_cfg, infer_eval_dataset_cfg
+
+
+def _infer(mode=None):
+    return mode
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Modules under t5x's names, with as much in them as gin/t5x binds."""
+    contents: dict[str, dict[str, Any]] = {
+        "t5x": {},
+        "t5x.models": {
+            "EncoderDecoderModel": _EncoderDecoderModel,
+            "DecoderParams": _DecoderParams,
+        },
+        "t5x.utils": {"DatasetConfig": _DatasetConfig},
+        "t5x_main": {"train": _train, "infer": _infer},
+    }
+    modules = {}
+    for name, members in contents.items():
+        module = modules[name] = types.ModuleType(name)
+        module.__dict__.update(members, __path__=[])
+        for member in members.values():
+            monkeypatch.setattr(member, "__module__", name)
+        monkeypatch.setitem(sys.modules, name, module)
+    modules["t5x"].__dict__.update(models=modules["t5x.models"], utils=modules["t5x.utils"])
+    monkeypatch.setitem(sys.modules, "__main__", modules["t5x_main"])
+    return modules
+
+
+@pytest.mark.parametrize("file", ["train", "infer"])
+def test_gin_binds_our_tasks_and_our_search(trained, stand_ins, monkeypatch, tmp_path, file):
+    import seqio
+
+    monkeypatch.setenv("GR_JAX_MODEL_DIR", str(trained))
+    monkeypatch.delitem(sys.modules, "gr_jax.tasks.model_dir", raising=False)
+    run_of_t5x = tmp_path / "run.gin"  # what t5x's run files do with their macros
+    run_of_t5x.write_text(
+        "from __gin__ import dynamic_registration\nfrom t5x import utils\n"
+        "utils.DatasetConfig:\n  mixture_or_task_name = %MIXTURE_OR_TASK_NAME\n"
+        "  task_feature_lengths = %TASK_FEATURE_LENGTHS\n  split = 'test'\n"
+    )
+    gin.enter_interactive_mode()  # the module of another test's directory may be registered
+    try:
+        gin.clear_config()
+        gin.add_config_file_search_path(str(RESOURCES))
+        gin.parse_config_files_and_bindings([str(run_of_t5x), f"gin/t5x/{file}.gin"], [])
+    finally:
+        gin.exit_interactive_mode()
+    model = gin.get_configurable(_EncoderDecoderModel)()
+    data = gin.get_configurable(_DatasetConfig)()
+    features = seqio.get_mixture_or_task(data.name).output_features
+    assert model.input_vocabulary == features["inputs"].vocabulary
+    assert model.output_vocabulary == features["targets"].vocabulary
+    assert model.input_vocabulary != model.output_vocabulary
+    assert (model.decoder_params.num_decodes, model.decoder_params.return_all_decodes) == (10, True)
+    if file == "train":
+        assert gin.get_configurable(_train)() == (None, None)
+    else:
+        assert gin.get_configurable(_infer)() == "predict_with_aux"
+        assert data.split == "train"
+    dataset = seqio.get_mixture_or_task(data.name).get_dataset(
+        sequence_length=data.lengths, split="train", shuffle=False, num_epochs=1
+    )
+    example = next(iter(dataset.as_numpy_iterator()))
+    assert 0 < len(example["inputs"]) <= data.lengths["inputs"]
+    # the bound function has the docids, and answers in the room that the lengths leave
+    size = features["targets"].vocabulary.vocab_size
+    rows = {"x": np.zeros((2, 1), np.float32)}
+
+    def logits(state):
+        return np.zeros((2 * model.decoder_params.num_decodes, size), np.float32), state.cache
+
+    sequences, scores = model.decode_fn(
+        inputs=np.zeros((2, data.lengths["targets"]), np.int32),
+        cache=rows,
+        tokens_to_logits=logits,
+        num_decodes=model.decoder_params.num_decodes,
+    )
+    assert sequences.shape == (2, 10, data.lengths["targets"])
+    assert (np.asarray(scores) > t5x.NO_ANSWER).all()
+
+
+@pytest.mark.interop
+def test_t5x_trains_on_our_tasks_and_answers_with_our_docids(trained, tmp_path):
+    pytest.importorskip("t5x", reason="t5x is not installed")
+    spec = importlib.util.find_spec("t5x")
+    assert spec and spec.submodule_search_locations
+
+    def program(name: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", f"t5x.{name}", f"--gin_search_paths={RESOURCES}",
+                f"--gin_file=t5x/configs/runs/{'pretrain' if name == 'train' else name}.gin",
+                "--gin_file=t5x/examples/t5/t5_1_1/tiny.gin", f"--gin_file=gin/t5x/{name}.gin",
+                "--gin.DROPOUT_RATE=0.0", *arguments,
+            ],
+            env={**os.environ, "GR_JAX_MODEL_DIR": str(trained), "XLA_FLAGS": "",
+                 "PYTHONPATH": f"{RESOURCES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+            capture_output=True, text=True, check=False, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    model_dir, output = tmp_path / "t5x", tmp_path / "answers"
+    program(
+        "train", f'--gin.MODEL_DIR="{model_dir}"', "--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=8",
+        "--gin.train_script.train.eval_period=2", "--gin.utils.SaveCheckpointConfig.period=2",
+    )  # fmt: skip
+    config = open_checkpoint(model_dir / "checkpoint_2").config
+    assert isinstance(config, T5Config) and config.target_vocab_size is None
+    program(
+        "infer", f'--gin.CHECKPOINT_PATH="{model_dir}/checkpoint_2"',
+        f'--gin.INFER_OUTPUT_DIR="{output}"',
+    )  # fmt: skip
+    docid_map = t5x._load(str(trained / "docids"), None, None)
+    known = {tuple(row[row > 0].tolist()) for row in docid_map.tokens}
+    lines = [x for file in output.glob("*-predict*.jsonl*") for x in file.open(encoding="utf-8")]
+    assert lines
+    for line in lines:
+        for sequence in json.loads(line)["prediction"]:
+            tokens = [token for token in sequence if token > 1]
+            assert not tokens or tuple(tokens) in known
