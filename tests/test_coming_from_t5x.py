@@ -489,7 +489,7 @@ def test_t5x_trains_on_our_tasks_and_answers_with_our_docids(trained, tmp_path):
             of_docid = dict(zip(known, scores, strict=True))
             answers = [tuple(tokens[: tokens.index(1)]) for tokens in line["prediction"]]
             assert len(set(answers)) == 10 and set(answers) <= of_docid.keys()
-            close = {"rtol": 1e-4, "atol": 1e-4}
+            close: Any = {"rtol": 1e-4, "atol": 1e-4}
             np.testing.assert_allclose(
                 line["aux"]["scores"], [of_docid[answer] for answer in answers], **close
             )
