@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from gr_jax.checkpoints._lazy import LazyArray, merge_axes, split_axis, stack, take
 from gr_jax.checkpoints._shapes import RELPOS, same_bytes
 from gr_jax.errors import UserError
-from gr_jax.models._layout import LAYER_AXIS, layer_name, scanned_name
+from gr_jax.models._layout import LAYER_AXIS, layer_name, split_name, stack_leaves
 
 _ATTENTION = re.compile(r".*attention/(query|key|value|out)/kernel")
-_IN_LAYER = re.compile(r"(encoder|decoder)/layers_\d+/")
-_LAYER_BIAS = re.compile(rf"(encoder|decoder)/layers_(\d+)/{RELPOS}")
 
 
 def canonical(
@@ -58,8 +56,8 @@ def _share_position_biases(leaves: dict[str, LazyArray]) -> dict[str, LazyArray]
     """Biases per layer that are equal in each stack, as one per stack: it is the same function."""
     biases: dict[str, list[str]] = {"encoder": [], "decoder": []}
     for name in leaves:
-        if match := _LAYER_BIAS.fullmatch(name):
-            biases[match[1]].append(name)
+        if (place := split_name(name)) and place[2] == RELPOS:
+            biases[place[0]].append(name)
     if not all(biases.values()):
         return leaves
     for names in biases.values():
@@ -67,7 +65,8 @@ def _share_position_biases(leaves: dict[str, LazyArray]) -> dict[str, LazyArray]
         if not all(same_bytes(first, leaves[name]) for name in names[1:]):
             return leaves
     shared = {f"{stack}/{RELPOS}": leaves[names[0]] for stack, names in biases.items()}
-    return {n: leaf for n, leaf in leaves.items() if not _LAYER_BIAS.fullmatch(n)} | shared
+    layered = {name for names in biases.values() for name in names}
+    return {n: leaf for n, leaf in leaves.items() if n not in layered} | shared
 
 
 def per_layer_biases(leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
@@ -75,23 +74,14 @@ def per_layer_biases(leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     shared = {stack: leaves.get(f"{stack}/{RELPOS}") for stack in ("encoder", "decoder")}
     out = {n: leaf for n, leaf in leaves.items() if n not in (f"{s}/{RELPOS}" for s in shared)}
     for name in leaves:
-        if (match := _IN_LAYER.match(name)) and (bias := shared[match[1]]) is not None:
-            out[f"{match[0]}{RELPOS}"] = bias
+        if (place := split_name(name)) and (bias := shared[place[0]]) is not None:
+            out[f"{place[0]}/layers_{place[1]}/{RELPOS}"] = bias
     return out
 
 
 def stacked(leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     """The `stacked` layout of the `layers` layout; position biases stay as they are."""
-    out: dict[str, LazyArray] = {}
-    layers: dict[str, dict[int, LazyArray]] = {}
-    for name, leaf in leaves.items():
-        if (place := scanned_name(name)) is None:
-            out[name] = leaf
-        else:
-            layers.setdefault(place[0], {})[place[1]] = leaf
-    for name, found in layers.items():
-        out[name] = stack([found[i] for i in range(len(found))], LAYER_AXIS)
-    return out
+    return stack_leaves(leaves, lambda layers: stack(layers, LAYER_AXIS))
 
 
 def scanned(leaves: Mapping[str, LazyArray], head_dim: int) -> dict[str, LazyArray]:

@@ -21,6 +21,7 @@ from gr_jax.checkpoints._lazy import Index, LazyArray, rows, transpose
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_bytes
 from gr_jax.checkpoints._source import ParameterSource, damage, make_source
 from gr_jax.errors import UserError
+from gr_jax.models._layout import split_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -66,7 +67,6 @@ def _sublayers(stack: str) -> dict[str, str]:
 _SUBLAYERS = {stack: _sublayers(stack) for stack in ("encoder", "decoder")}
 _OURS = {stack: {v: k for k, v in names.items()} for stack, names in _SUBLAYERS.items()}
 _BLOCK = re.compile(r"(encoder|decoder)\.block\.(\d+)\.(.+)")
-_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 # a table that transformers never used and that old files still hold
 _UNUSED = re.compile(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\..*")
 
@@ -98,8 +98,8 @@ def hugging_face_name(ours: str) -> str:
         bias = _OURS[stack][RELPOS]
         tables[f"{stack}/{RELPOS}"] = f"{stack}.block.0.{bias}"
         tables[f"{stack}/{stack}_norm/scale"] = f"{stack}.final_layer_norm.weight"
-    if match := _LAYER.fullmatch(ours):
-        stack, layer, rest = match.groups()
+    if place := split_name(ours):
+        stack, layer, rest = place
         return f"{stack}.block.{layer}.{_OURS[stack][rest]}"
     return tables[ours]
 

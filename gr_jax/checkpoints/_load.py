@@ -13,11 +13,12 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array
 
 from gr_jax.checkpoints._canonical import per_layer_biases, stacked
-from gr_jax.checkpoints._lazy import LazyArray, cast, zeros
+from gr_jax.checkpoints._lazy import LazyArray, cast
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING, parameter_shapes
 from gr_jax.checkpoints._source import ParameterSource
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
+from gr_jax.models._layout import LAYER_AXIS, stack_leaves
 
 # the axis along which a table has a row per token
 _VOCABULARY_AXIS = {EMBEDDING: 0, TARGET_EMBEDDING: 0, HEAD: 1}
@@ -143,9 +144,7 @@ def layout_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     shapes = parameter_shapes(config)
     if not config.scan_layers:
         return shapes
-    scalar = LazyArray.of(np.zeros((), np.float32))
-    views = {name: zeros(shape, like=scalar) for name, shape in shapes.items()}
-    return {name: view.shape for name, view in stacked(views).items()}
+    return stack_leaves(shapes, lambda of: (*of[0][:LAYER_AXIS], len(of), *of[0][LAYER_AXIS:]))
 
 
 def _check(

@@ -10,6 +10,7 @@ import numpy as np
 
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
+from gr_jax.models._layout import split_name
 
 EMBEDDING = "token_embedder/embedding"
 TARGET_EMBEDDING = "target_embedder/embedding"
@@ -23,7 +24,6 @@ _ATTENTIONS = {
         ("pre_cross_attention_layer_norm", "encoder_decoder_attention"),
     ),
 }
-_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 
 
 def layer_shapes(config: T5Config, stack: str) -> dict[str, tuple[int, ...]]:
@@ -89,8 +89,9 @@ def infer_config(
         )
     depth = {"encoder": 0, "decoder": 0}
     for name in shapes:
-        if match := _LAYER.fullmatch(name):
-            depth[match[1]] = max(depth[match[1]], int(match[2]) + 1)
+        if place := split_name(name):
+            stack, layer, _ = place
+            depth[stack] = max(depth[stack], layer + 1)
     biases = [name for name in shapes if name.endswith(RELPOS)]
     query = next((n for n in shapes if n.endswith("attention/query/kernel")), None)
     up = sorted(n for n in shapes if re.fullmatch(r"encoder/layers_0/mlp/wi(_\d)?/kernel", n))

@@ -9,6 +9,7 @@ the same name in both.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,12 +21,12 @@ _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 _SCANNED = re.compile(r"(encoder|decoder)/\1/(.+)")
 
 
-def scanned_name(name: str) -> tuple[str, int] | None:
-    """`encoder/layers_3/mlp/wo/kernel` -> (`encoder/encoder/mlp/wo/kernel`, 3), or None."""
+def split_name(name: str) -> tuple[str, int, str] | None:
+    """`encoder/layers_3/mlp/wo/kernel` -> (`encoder`, 3, `mlp/wo/kernel`), or None."""
     if (match := _LAYER.fullmatch(name)) is None:
         return None
     stack, layer, rest = match.groups()
-    return f"{stack}/{stack}/{rest}", int(layer)
+    return stack, int(layer), rest
 
 
 def layer_name(name: str, layer: int) -> str | None:
@@ -36,18 +37,30 @@ def layer_name(name: str, layer: int) -> str | None:
     return f"{stack}/layers_{layer}/{rest}"
 
 
-def stack_layers(params: Any) -> Any:
-    """The scanned layout of an unscanned tree; a scanned one stays as it is."""
-    scanned: dict[str, Any] = {}
-    layers: dict[str, dict[int, Any]] = {}
-    for name, leaf in flatten_dict(params, sep="/").items():
-        if (place := scanned_name(name)) is None:
+def stack_leaves[T](leaves: Mapping[str, T], stack: Callable[[list[T]], T]) -> dict[str, T]:
+    """The scanned layout of whatever has the names of the unscanned one.
+
+    Args:
+      leaves: by name.
+      stack: makes one leaf of those of all layers, in their order.
+    """
+    scanned: dict[str, T] = {}
+    layers: dict[str, dict[int, T]] = {}
+    for name, leaf in leaves.items():
+        if (place := split_name(name)) is None:
             scanned[name] = leaf
         else:
-            layers.setdefault(place[0], {})[place[1]] = leaf
-    for name, leaves in layers.items():
-        scanned[name] = jnp.stack([leaves[i] for i in range(len(leaves))], axis=LAYER_AXIS)
-    return unflatten_dict(scanned, sep="/")
+            of, layer, rest = place
+            layers.setdefault(f"{of}/{of}/{rest}", {})[layer] = leaf
+    for name, found in layers.items():
+        scanned[name] = stack([found[i] for i in range(len(found))])
+    return scanned
+
+
+def stack_layers(params: Any) -> Any:
+    """The scanned layout of an unscanned tree; a scanned one stays as it is."""
+    leaves: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    return unflatten_dict(stack_leaves(leaves, lambda x: jnp.stack(x, axis=LAYER_AXIS)), sep="/")
 
 
 def unstack_layers(params: Any) -> Any:
