@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from gr_jax.errors import UserError
@@ -87,6 +88,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             old.replace(path)
         _remove(temporary)
         _remove(old)
+
+
+def new_directory(directory: Path) -> AbstractContextManager[Path]:
+    """`atomic_directory` for one that must not be there yet.
+
+    Raises:
+      UserError: it is.
+    """
+    if directory.exists() or directory.is_symlink():
+        raise UserError(f"{directory}: exists already; name a directory that does not")
+    return atomic_directory(directory)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -10,11 +10,14 @@ from gr_jax.checkpoints._hugging_face_write import write_hugging_face
 from gr_jax.checkpoints._lazy import LazyArray
 from gr_jax.checkpoints._load import initialise_from, load_parameters, new_parameters
 from gr_jax.checkpoints._open import open_checkpoint
-from gr_jax.checkpoints._shapes import parameter_shapes
+from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING, parameter_shapes
 from gr_jax.checkpoints._source import ParameterSource, from_parameters
 from gr_jax.checkpoints._t5x_write import write_t5x_legacy, write_t5x_orbax
 
 __all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "TARGET_EMBEDDING",
     "LazyArray",
     "ParameterSource",
     "convert",

@@ -7,7 +7,7 @@ writer takes all tensors at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from gr_jax.checkpoints._lazy import LazyArray, cast, concatenate, transpose, ze
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING
 from gr_jax.checkpoints._source import ParameterSource
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory
+from gr_jax.files import new_directory
 
 Family = Literal["t5", "mt5", "umt5"]
 
@@ -92,17 +92,6 @@ def write_hugging_face(
             _write_file(temporary / name, shard)
         config = _config(source, family, next(iter(tensors.values())).dtype)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-def new_directory(directory: Path):
-    """`atomic_directory` for one that must not be there yet.
-
-    Raises:
-      UserError: it is.
-    """
-    if directory.exists() or directory.is_symlink():
-        raise UserError(f"{directory}: exists already; name a directory that does not")
-    return atomic_directory(directory)
 
 
 def _family(source: ParameterSource, family: Family | None) -> Family:
@@ -171,12 +160,8 @@ def _write_file(path: Path, tensors: Mapping[str, LazyArray]) -> None:
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            _write_blocks(stream, tensor.blocks())
-
-
-def _write_blocks(stream: Any, blocks: Iterable[np.ndarray]) -> None:
-    for block in blocks:
-        stream.write(block.reshape(-1).view(np.uint8).data)
+            for block in tensor.blocks():
+                stream.write(block.reshape(-1).view(np.uint8).data)
 
 
 def _config(source: ParameterSource, family: Family, dtype: np.dtype) -> dict[str, Any]:

@@ -10,7 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gr_jax.checkpoints._lazy import LazyArray
-from gr_jax.checkpoints._source import ParameterSource, damage, make_source
+from gr_jax.checkpoints._source import (
+    ParameterSource,
+    damage,
+    leaves_under,
+    make_source,
+    make_t5x_source,
+)
 from gr_jax.checkpoints._tensorstore import zarr_array
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
@@ -32,14 +38,7 @@ def open_orbax(path: Path) -> ParameterSource:
     leaves = _read_item(item)
     if any(name.startswith("params/") for name in leaves):
         return _own(path, item, leaves)
-    step = leaves.get("state/step")
-    return make_source(
-        str(path),
-        "t5x orbax",
-        _under("target/", leaves),
-        step=None if step is None else int(step.read().item()),
-        optimizer={n: x for n, x in leaves.items() if n.startswith("state/param_states/")},
-    )
+    return make_t5x_source(str(path), "t5x orbax", leaves)
 
 
 def _own(path: Path, item: Path, leaves: dict[str, LazyArray]) -> ParameterSource:
@@ -50,15 +49,11 @@ def _own(path: Path, item: Path, leaves: dict[str, LazyArray]) -> ParameterSourc
     return make_source(
         str(path),
         "gr-jax",
-        _under("ema/", leaves) or _under("params/", leaves),
+        leaves_under("ema/", leaves) or leaves_under("params/", leaves),
         config=config,
         step=None if step is None else int(step.read().item()),
         docid_fingerprint=identity.get("docid_fingerprint"),
     )
-
-
-def _under(prefix: str, leaves: dict[str, LazyArray]) -> dict[str, LazyArray]:
-    return {n.removeprefix(prefix): x for n, x in leaves.items() if n.startswith(prefix)}
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -110,6 +110,27 @@ def make_source(
     return ParameterSource(path, format, leaves, inferred, layout=layout, **others)
 
 
+def make_t5x_source(path: str, format: Format, leaves: Mapping[str, LazyArray]) -> ParameterSource:
+    """A source from all that t5x saves: `target/...`, `state/step`, `state/param_states/...`.
+
+    Raises:
+      UserError: the parameters are not those of a T5.
+    """
+    step = leaves.get("state/step")
+    return make_source(
+        path,
+        format,
+        leaves_under("target/", leaves),
+        step=None if step is None else int(step.read().item()),
+        optimizer={n: x for n, x in leaves.items() if n.startswith("state/param_states/")},
+    )
+
+
+def leaves_under(prefix: str, leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """Those of a branch, by their names within it."""
+    return {n.removeprefix(prefix): x for n, x in leaves.items() if n.startswith(prefix)}
+
+
 def from_parameters(
     parameters: Any, config: T5Config | None = None, *, step: int | None = None
 ) -> ParameterSource:

@@ -19,7 +19,7 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from gr_jax.checkpoints._lazy import LazyArray, reinterpret
-from gr_jax.checkpoints._source import ParameterSource, damage, make_source
+from gr_jax.checkpoints._source import ParameterSource, damage, make_t5x_source
 from gr_jax.checkpoints._storage import Folder
 from gr_jax.checkpoints._tensorstore import zarr_array
 from gr_jax.errors import UserError
@@ -36,15 +36,7 @@ def open_legacy(path: str) -> ParameterSource:
     Raises:
       UserError: not such a checkpoint, a damaged one, or one without a model's parameters.
     """
-    leaves = read_legacy(path)
-    step = leaves.get("state/step")
-    return make_source(
-        path,
-        "t5x",
-        {n.removeprefix("target/"): x for n, x in leaves.items() if n.startswith("target/")},
-        step=None if step is None else int(step.read().item()),
-        optimizer={n: x for n, x in leaves.items() if n.startswith("state/param_states/")},
-    )
+    return make_t5x_source(path, "t5x", read_legacy(path))
 
 
 def read_legacy(path: str) -> dict[str, LazyArray]:

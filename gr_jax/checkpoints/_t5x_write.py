@@ -14,11 +14,11 @@ from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
 
 from gr_jax.checkpoints._canonical import scanned as scanned_layout
-from gr_jax.checkpoints._hugging_face_write import new_directory
 from gr_jax.checkpoints._lazy import LazyArray, cast
 from gr_jax.checkpoints._source import ParameterSource
 from gr_jax.checkpoints._t5x_legacy import CHECKPOINT
 from gr_jax.errors import UserError
+from gr_jax.files import new_directory
 
 _CHUNK_BYTES = 1 << 26  # t5x's target
 

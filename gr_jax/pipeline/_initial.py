@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float
 from scipy import sparse
 
 from gr_jax.checkpoints import (
+    EMBEDDING,
+    HEAD,
+    TARGET_EMBEDDING,
     ParameterSource,
     initialise_from,
     new_parameters,
@@ -26,11 +29,6 @@ from gr_jax.training import AdafactorState, Optimizer, Start, adafactor_state_fr
 
 DOCID_TABLES = ("random", "documents", "checkpoint")
 OPTIMIZERS = ("fresh", "checkpoint")
-_SOURCE, _TARGET, _HEAD = (
-    "token_embedder/embedding",
-    "target_embedder/embedding",
-    "decoder/logits_dense/kernel",
-)
 _BLOCK = 1024  # docid tokens whose text is averaged at a time
 
 
@@ -118,10 +116,10 @@ class InitialCheckpoint:
                     f"{self.path}: trained on other docids; start with docid_tables='random', or "
                     "with the docid map that belongs to it"
                 )
-        elif _TARGET in source.leaves:  # other docids' tables say nothing of these
-            leaves = {n: x for n, x in source.leaves.items() if n not in (_TARGET, _HEAD)}
+        elif TARGET_EMBEDDING in source.leaves:  # other docids' tables say nothing of these
+            leaves = {n: x for n, x in source.leaves.items() if n not in (TARGET_EMBEDDING, HEAD)}
             source = dataclasses.replace(source, leaves=leaves)
-        params = initialise_from(source, config, key, shardings, resized=(_SOURCE,))
+        params = initialise_from(source, config, key, shardings, resized=(EMBEDDING,))
         if self.optimizer == "checkpoint":
             start = start._replace(opt_state=self._moments(source, config, params, optimizer))
         if self.docid_tables == "documents":
@@ -161,14 +159,14 @@ def with_document_tables(params: Any, cache: MixtureCache) -> Any:
     output layer likewise. Tokens of no document keep their random values.
     """
     flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
-    weights = _text_of_tokens(cache, flat[_TARGET].shape[0], flat[_SOURCE].shape[0])
+    weights = _text_of_tokens(cache, flat[TARGET_EMBEDDING].shape[0], flat[EMBEDDING].shape[0])
     known = np.asarray(weights.sum(axis=1)).ravel() > 0
     blocks: Any = [
-        _product(weights[i : i + _BLOCK].toarray(), flat[_SOURCE])
+        _product(weights[i : i + _BLOCK].toarray(), flat[EMBEDDING])
         for i in range(0, len(known), _BLOCK)
     ]
     means = jnp.concatenate(blocks)
-    for name, axis in ((_TARGET, 0), (_HEAD, 1)):
+    for name, axis in ((TARGET_EMBEDDING, 0), (HEAD, 1)):
         if name in flat:
             flat[name] = _filled(flat[name], means, known, axis=axis)
     return unflatten_dict(flat, sep="/")

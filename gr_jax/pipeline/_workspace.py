@@ -26,6 +26,8 @@ from gr_jax.corpus import Corpus, write_corpus
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
 
+_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
+
 
 class Workspace:
     """A model directory.
@@ -67,7 +69,7 @@ class Workspace:
     @property
     def trained(self) -> bool:
         """Whether there is a complete checkpoint."""
-        return any(re.fullmatch(r"checkpoint_\d+", p.name) for p in self.path.glob("checkpoint_*"))
+        return any(_CHECKPOINT.fullmatch(path.name) for path in self.path.glob("checkpoint_*"))
 
     def seconds(self, stage: str) -> float:
         """How long a finished stage took; 0 for one that is not finished."""
@@ -95,7 +97,7 @@ class Workspace:
         if checkpoint is None:
             return None
         path = Path(checkpoint).expanduser()
-        found = re.fullmatch(r"checkpoint_(\d+)", path.name)
+        found = _CHECKPOINT.fullmatch(path.name)
         if not found or path.parent.resolve() != self.path.resolve():
             raise UserError(
                 f"{checkpoint}: not a checkpoint of {self.path}; CHECKPOINT_PATH is "

@@ -112,7 +112,7 @@ def test_a_full_disk_is_one_line(written, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr("gr_jax.checkpoints._hugging_face_write._write_blocks", full)
+    monkeypatch.setattr("gr_jax.checkpoints._hugging_face_write._write_file", full)
     with pytest.raises(UserError, match="the disk is full"):
         convert(written, tmp_path / "x")
 
