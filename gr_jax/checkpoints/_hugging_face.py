@@ -19,8 +19,8 @@ from safetensors import safe_open
 
 from gr_jax.checkpoints._lazy import Index, LazyArray, rows, transpose
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_bytes
-from gr_jax.checkpoints._source import ParameterSource, damage, make_source
-from gr_jax.errors import UserError
+from gr_jax.checkpoints._source import ParameterSource, make_source
+from gr_jax.errors import UserError, damage
 from gr_jax.models._layout import split_name
 
 WEIGHTS = "model.safetensors"

@@ -10,15 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gr_jax.checkpoints._lazy import LazyArray
-from gr_jax.checkpoints._source import (
-    ParameterSource,
-    damage,
-    leaves_under,
-    make_source,
-    make_t5x_source,
-)
+from gr_jax.checkpoints._source import ParameterSource, leaves_under, make_source, make_t5x_source
 from gr_jax.checkpoints._tensorstore import zarr_array
-from gr_jax.errors import UserError
+from gr_jax.errors import UserError, damage
 from gr_jax.models import T5Config
 
 STATE = "state"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -145,19 +144,3 @@ def from_parameters(
 
 def _slice_of(leaf: np.ndarray | jax.Array):
     return lambda index: np.asarray(leaf[index])
-
-
-@contextlib.contextmanager
-def damage(path: Any, what: str) -> Iterator[None]:
-    """Turns what a library raises for a file that is missing or cut into one line.
-
-    TensorStore and msgpack raise ValueError, safetensors its own exception.
-    """
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
-        raise UserError(f"{path}: {what} ({reason})") from error

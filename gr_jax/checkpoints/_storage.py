@@ -8,8 +8,7 @@ from typing import Any
 
 import tensorstore as ts
 
-from gr_jax.checkpoints._source import damage
-from gr_jax.errors import UserError
+from gr_jax.errors import UserError, damage
 
 _BUCKETS = {"gs": "gcs", "s3": "s3"}
 

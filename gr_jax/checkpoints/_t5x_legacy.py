@@ -19,10 +19,10 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from gr_jax.checkpoints._lazy import LazyArray, reinterpret
-from gr_jax.checkpoints._source import ParameterSource, damage, make_t5x_source
+from gr_jax.checkpoints._source import ParameterSource, make_t5x_source
 from gr_jax.checkpoints._storage import Folder
 from gr_jax.checkpoints._tensorstore import zarr_array
-from gr_jax.errors import UserError
+from gr_jax.errors import UserError, damage
 
 CHECKPOINT = "checkpoint"
 _PLACEHOLDER = "PLACEHOLDER://"

@@ -9,7 +9,7 @@ import numpy as np
 import tensorstore as ts
 
 from gr_jax.checkpoints._lazy import Index, LazyArray
-from gr_jax.checkpoints._source import damage
+from gr_jax.errors import damage
 
 
 def zarr_array(

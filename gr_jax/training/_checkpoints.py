@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from gr_jax.errors import UserError
+from gr_jax.errors import UserError, damage
 from gr_jax.files import disk_errors
 from gr_jax.models import T5Config
 from gr_jax.training._optimizer import Optimizer
@@ -112,7 +110,7 @@ class Checkpoints:
           UserError: the record is missing or damaged.
         """
         path = self._directory / f"checkpoint_{step}"
-        with _damage(path, "not a checkpoint of gr-jax, or damaged"):
+        with damage(path, "not a checkpoint of gr-jax, or damaged"):
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
             )
@@ -137,7 +135,7 @@ class Checkpoints:
                     f"{path}: made with {_difference(field.name, theirs, ours)}; "
                     "use another model directory"
                 )
-        with _damage(path, "damaged, or made with another optimizer or without ema_decay"):
+        with damage(path, "damaged, or made with another optimizer or without ema_decay"):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             )
@@ -151,7 +149,7 @@ class Checkpoints:
         """
         path = self._directory / f"checkpoint_{step}"
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        with _damage(path, "the checkpoint is damaged"), ocp.PyTreeCheckpointer() as checkpointer:
+        with damage(path, "the checkpoint is damaged"), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path / "state").item_metadata.tree
             name = "params" if tree["ema"] is None else "ema"
             wanted = jax.tree.map(
@@ -202,17 +200,6 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
         key = next(k for k in sorted(theirs | ours) if theirs.get(k) != ours.get(k))
         return _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
     return f"{name}={theirs}, this run has {ours}"
-
-
-@contextlib.contextmanager
-def _damage(path: Path, what: str) -> Iterator[None]:
-    """Turns what Orbax raises for a file that is missing or cut (anything) into one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 160 else f"{reason[:160]}..."
-        raise UserError(f"{path}: {what} ({reason})") from error
 
 
 def load_eval_parameters(
