@@ -28,7 +28,6 @@ from gr_jax.training import (
     Partitioner,
     Progress,
     TrainConfig,
-    make_mesh,
     measure_steps,
     model_settings,
 )
@@ -76,7 +75,7 @@ def train(
       Interrupted: asked to stop; the state is saved.
     """
     workspace = Workspace(model_dir)
-    partitioner = Partitioner(make_mesh(trainer.model_parallel))
+    partitioner = Partitioner.make(trainer.partitioning)
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
     if not workspace.trained:  # a run that goes on has its parameters
         initial.check()
