@@ -18,7 +18,8 @@ class PackedBatch(NamedTuple):
     Attributes:
       arrays: `encoder_input_tokens`, `encoder_segment_ids` int32 [rows, row length];
         `decoder_input_tokens`, `decoder_target_tokens`, `decoder_segment_ids` int32
-        [rows, row target length]. Segments count from 1 in each row; 0 is padding.
+        [rows, row target length]; `decoder_task_ids`, the task of each target, of the same shape.
+        Segments count from 1 in each row, tasks from 1 in the mixture; 0 is padding.
       examples: number of examples in the batch.
       tokens: number of real (non-padding) encoder tokens.
     """
@@ -88,7 +89,7 @@ class Batches:
     ) -> PackedBatch:
         count = -(-len(rows) // self.row_multiple) * self.row_multiple
         encoder = np.zeros((2, count, self.row_length), np.int32)
-        decoder = np.zeros((3, count, most * self.target_length), np.int32)
+        decoder = np.zeros((4, count, most * self.target_length), np.int32)
         tokens = 0
         for r, row in enumerate(rows):
             position = target_position = 0
@@ -105,6 +106,7 @@ class Batches:
                 decoder[0, r, target_position + 1 : stop] = targets[:-1]
                 decoder[1, r, target_position:stop] = targets
                 decoder[2, r, target_position:stop] = segment
+                decoder[3, r, target_position:stop] = tasks[i] + 1
                 target_position = stop
             tokens += position
         arrays = {
@@ -113,6 +115,7 @@ class Batches:
             "decoder_input_tokens": decoder[0],
             "decoder_target_tokens": decoder[1],
             "decoder_segment_ids": decoder[2],
+            "decoder_task_ids": decoder[3],
         }
         return PackedBatch(arrays, examples=len(tasks), tokens=tokens)
 

@@ -150,7 +150,10 @@ def train(
         in `failed_batch.json`.
     """
     optimizer = config.optimizer.make()
-    run_step = step_function(config, model, optimizer, partitioner, docid_map)
+    tasks = tuple(task.name for task in batches.cache.tasks)
+    run_step = step_function(
+        config, model, optimizer, partitioner, docid_map, num_tasks=len(tasks)
+    )
     identity = RunIdentity(
         docid_fingerprint=docid_fingerprint,
         model=model.to_json(),
@@ -218,6 +221,8 @@ def step_function(
     optimizer: Any,
     partitioner: Partitioner,
     docid_map: DocidMap | None = None,
+    *,
+    num_tasks: int = 0,
 ) -> Callable[[TrainState, dict[str, np.ndarray], float], tuple[TrainState, Any]]:
     """`train_step` with all but state, batch and learning rate filled in."""
     dropout_key = jax.device_put(jax.random.key(config.seed + 1), partitioner.replicated)
@@ -241,6 +246,7 @@ def step_function(
                 loss_normalizing_factor=config.loss_normalizing_factor,
                 ema_decay=config.ema_decay,
                 microbatches=config.microbatches,
+                num_tasks=num_tasks,
             )
 
     return run
@@ -258,7 +264,9 @@ def measure_steps(
     """Seconds per step: the median of `timed` steps of a throw-away state, after compiling."""
     optimizer = config.optimizer.make()
     state = init_state(model, optimizer, partitioner, seed=0, ema=config.ema_decay > 0)
-    run_step = step_function(config, model, optimizer, partitioner, docid_map)
+    run_step = step_function(
+        config, model, optimizer, partitioner, docid_map, num_tasks=len(batches.cache.tasks)
+    )
     seconds = []
     for step in range(timed + 4):
         start = time.perf_counter()
