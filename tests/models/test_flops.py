@@ -1,6 +1,7 @@
 """Model FLOPs against the products that the programs of small models hold."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -99,9 +100,9 @@ def test_a_search_with_one_beam_is_a_third_of_training_on_the_same_tokens():
 
 
 def test_beams_share_the_encoder_and_have_the_logits_they_need():
-    sizes = {"rows": ROWS, "input_length": SOURCE}
-    one = decoding_flops(MODEL, **sizes, widths=[1])
-    none = decoding_flops(MODEL, **sizes, widths=[])
-    assert decoding_flops(MODEL, **sizes, widths=[7]) == none + 7 * (one - none)
-    sliced = decoding_flops(MODEL, **sizes, widths=[1], outputs=[16])
+    search = functools.partial(decoding_flops, MODEL, rows=ROWS, input_length=SOURCE)
+    one = search(widths=[1])
+    none = search(widths=[])
+    assert search(widths=[7]) == none + 7 * (one - none)
+    sliced = search(widths=[1], outputs=[16])
     assert one - sliced == ROWS * 2 * MODEL.emb_dim * (40 - 16)
