@@ -164,6 +164,7 @@ def test_a_broken_batch_is_raised_and_ends_the_threads(tmp_path):
         return batches(step)
 
     broken.batch_size = batches.batch_size  # pyright: ignore[reportFunctionMemberAccess]
+    broken.cache = batches.cache  # pyright: ignore[reportFunctionMemberAccess]
     with pytest.raises(RuntimeError, match="no such example"):
         train_tiny(tmp_path, batches=broken, ema_decay=0.9)
 
