@@ -17,8 +17,9 @@ from gr_jax.training._loop import Interrupted, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
 from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import (
-    STANDARD_RULES,
     Partitioner,
+    Partitioning,
+    logical_axis_rules,
     make_mesh,
     write_model_info,
 )
@@ -30,7 +31,6 @@ from gr_jax.training._step import Start, StepMetrics, TrainState, init_state, tr
 
 __all__ = [
     "SOFTMAXES",
-    "STANDARD_RULES",
     "Adafactor",
     "AdafactorState",
     "Checkpoints",
@@ -38,6 +38,7 @@ __all__ = [
     "MetricsWriter",
     "Optimizer",
     "Partitioner",
+    "Partitioning",
     "Progress",
     "RunIdentity",
     "Schedule",
@@ -51,6 +52,7 @@ __all__ = [
     "describe_goodput",
     "init_state",
     "load_eval_parameters",
+    "logical_axis_rules",
     "make_mesh",
     "measure_steps",
     "model_settings",

@@ -29,7 +29,7 @@ from gr_jax.training._failures import FailureDetector, failure
 from gr_jax.training._goodput import Ledger
 from gr_jax.training._metrics import MetricsWriter
 from gr_jax.training._optimizer import Optimizer
-from gr_jax.training._partitioning import Partitioner, write_model_info
+from gr_jax.training._partitioning import Partitioner, Partitioning, write_model_info
 from gr_jax.training._peak import peak_flops
 from gr_jax.training._profile import StepTrace
 from gr_jax.training._reporter import Progress, Reporter
@@ -81,7 +81,7 @@ class TrainConfig:
         1; in MODEL_DIR/train/plugins/profile, for TensorBoard and XProf. None for none.
       peak_flops: dense FLOP/s of one device, which model FLOPs utilisation is relative to; None for
         its bfloat16 peak, where that is known.
-      model_parallel: size of the mesh's model axis.
+      partitioning: how the run is spread over its devices.
       seed: of initialisation, example order and dropout.
     """
 
@@ -101,12 +101,12 @@ class TrainConfig:
     spike_factor: float = 0.0
     profile_steps: tuple[int, int] | None = None
     peak_flops: float | None = None
-    model_parallel: int = 1
+    partitioning: Partitioning = dataclasses.field(default_factory=Partitioning)
     seed: int = 0
 
     def __post_init__(self):
         for name in (
-            "steps", "save_period", "keep", "log_period", "model_parallel", "microbatches"
+            "steps", "save_period", "keep", "log_period", "microbatches"
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
