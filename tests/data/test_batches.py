@@ -163,6 +163,43 @@ def test_another_process_gives_the_same():
     assert there.stdout.strip() == here
 
 
+# sha256 of the arrays of steps 0, 7 and 1,000,000, as the first release made them: a run that was
+# begun then must go on bit for bit
+GOLDENS = [
+    ({}, ("b715705b4a8f5f50", "6401f2e1423c40f9", "ec2213ba3428a537")),
+    (
+        {"pack": False, "row_multiple": 1},
+        ("82ac73c9177c02dd", "0227ff5883a6a63a", "c303c3e6a7ecce4a"),
+    ),
+    (  # rows fill up by length and by number
+        {"batch_size": 512, "row_length": 64, "max_targets": 8, "row_multiple": 8, "seed": 3},
+        ("2b68142ad5d9bc1f", "be39214e9ae92b1a", "5b10ba4609945771"),
+    ),
+    (  # by length alone
+        {"batch_size": 700, "row_length": 12, "max_targets": 32, "row_multiple": 24},
+        ("2bb9b274365082f6", "651603a151d315aa", "9ac8b3d558b996f8"),
+    ),
+    (  # by number alone
+        {"batch_size": 2048, "row_length": 256, "max_targets": 5, "row_multiple": 16, "seed": 11},
+        ("8ead1dd684a7ea0e", "7089c50016f53e70", "ae79adcc27f2dec2"),
+    ),
+]
+
+
+def digest(arrays) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(f"{name}{arrays[name].shape}".encode())
+        sha.update(arrays[name].tobytes())
+    return sha.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("changes", "wanted"), GOLDENS)
+def test_batches_are_those_of_the_first_release(changes, wanted):
+    batches = make_batches(cache=make_cache((300, 0, 77), (0.6, 0.1, 0.4)), **changes)
+    assert tuple(digest(batches(step).arrays) for step in (0, 7, 1_000_000)) == wanted
+
+
 # --- packing
 
 
