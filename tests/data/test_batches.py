@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.data import Batches, MixtureCache, TaskCache, mixture_positions
-from gr_jax.data._batches import pack_first_fit
+from gr_jax.data._packing import pack_first_fit
 
 quick = settings(deadline=None, derandomize=True, max_examples=100)
 
@@ -149,6 +149,62 @@ print(hashlib.sha256(b"".join(arrays[n].tobytes() for n in sorted(arrays))).hexd
 """
 
 
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("step", [0, 13])
+def test_hosts_fill_their_own_rows_of_one_batch(step, pack):
+    batches = make_batches(batch_size=100, row_multiple=16, pack=pack)
+    whole = batches(step)
+    for of in (1, 2, 16):
+        part = whole.rows // of
+        # a mesh may give a host any of the parts, and several hosts the same
+        for shards in ([0], [of - 1], [*range(of)], [of - 1, 0, of // 2]):
+            some = batches.shards(step, shards, of)
+            rows = np.concatenate([np.arange(s * part, (s + 1) * part) for s in shards])
+            assert some.arrays.keys() == whole.arrays.keys()
+            for name, array in some.arrays.items():
+                np.testing.assert_array_equal(array, whole.arrays[name][rows])
+            assert some[1:] == whole[1:]  # the numbers are the whole batch's
+    assert (whole.rows, whole.examples) == (len(whole.arrays["encoder_input_tokens"]), 100)
+    with pytest.raises(ValueError, match="do not divide into 15"):
+        batches.shards(step, [0], 15)
+
+
+class Watched(np.ndarray):
+    """An array that notes which of its entries are read."""
+
+    read: set[int]
+
+    def __array_finalize__(self, parent):
+        self.read = getattr(parent, "read", set())
+
+    def __getitem__(self, index):
+        self.read.update(np.arange(len(self))[index].ravel().tolist())
+        return np.asarray(self)[index]
+
+
+def watched(array: np.ndarray) -> Watched:
+    return array.view(Watched)
+
+
+@pytest.mark.parametrize("step", [0, 1_000_000])
+def test_a_step_reads_nothing_but_its_own_examples(step):
+    cache = make_cache(sizes=(4000, 3000))
+    for task in cache.tasks:
+        for part in (task.tokens, task.offsets):
+            for feature in part:
+                part[feature] = watched(part[feature])
+    batches = make_batches(cache=cache, row_multiple=8)
+    assert not any(task.offsets["inputs"].read for task in cache.tasks)
+    batches.shards(step, [0], 2)
+    wanted = {task: set() for task in range(len(cache.tasks))}
+    for task, example in batches.examples(step):
+        wanted[[t.name for t in cache.tasks].index(task.name)] |= {example, example + 1}
+    for number, task in enumerate(cache.tasks):
+        assert task.offsets["inputs"].read == wanted[number]
+        assert task.offsets["targets"].read < wanted[number]  # of half of the rows
+        assert 0 < len(task.tokens["inputs"].read) <= 12 * len(wanted[number])
+
+
 def test_another_process_gives_the_same():
     arrays = make_batches()(41).arrays
     here = hashlib.sha256(b"".join(arrays[n].tobytes() for n in sorted(arrays))).hexdigest()
@@ -210,13 +266,15 @@ def test_batches_are_those_of_the_first_release(changes, wanted):
     most=st.integers(1, 8),
 )
 def test_first_fit_decreasing(lengths, row_length, most):
-    rows = pack_first_fit(np.array(lengths, np.int64), row_length, most)
+    row_of = pack_first_fit(np.array(lengths, np.int64), row_length, most)
+    down = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    rows = [[i for i in down if row_of[i] == row] for row in range(row_of.max(initial=-1) + 1)]
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     used = [sum(lengths[i] for i in row) for row in rows]
     assert all(0 < u <= row_length and len(row) <= most for u, row in zip(used, rows, strict=True))
     # the plainest first-fit-decreasing gives the very same rows
     plain: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for i in down:
         for row in plain:
             if len(row) < most and sum(lengths[j] for j in row) + lengths[i] <= row_length:
                 row.append(i)
@@ -229,11 +287,11 @@ def test_first_fit_decreasing(lengths, row_length, most):
 
 
 def test_packing_is_quick():
-    lengths = np.random.default_rng(0).integers(4, 64, 2048)
+    lengths = np.random.default_rng(0).integers(4, 64, 8192)
     start = time.perf_counter()
     rows = pack_first_fit(lengths, 256, 32)
     assert time.perf_counter() - start < 1
-    assert len(rows) * 256 < 1.03 * lengths.sum()
+    assert (rows.max() + 1) * 256 < 1.03 * lengths.sum()
 
 
 def test_a_batch_larger_than_the_corpus_repeats_examples():
