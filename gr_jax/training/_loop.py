@@ -258,22 +258,25 @@ def train(
 
 def _arrived(coming: Future[PackedBatch], last: StepMetrics | None, ledger: Ledger) -> PackedBatch:
     """The batch, when it is there: time that the device waits for it is the data's."""
-    while last is not None and not (coming.done() or last.loss.is_ready()):
+    while last is not None and not (coming.done() or last.loss.is_ready()):  # pyright: ignore
         concurrent.futures.wait([coming], timeout=_POLL_SECONDS)  # the device has work to do
     with ledger.spent("data"):
         return coming.result()
 
 
 def _flops(model: T5Config, batch: PackedBatch) -> float:
-    rows, input_length = batch.arrays["encoder_input_tokens"].shape
-    target_length = batch.arrays["decoder_target_tokens"].shape[1]
-    return training_flops(model, rows=rows, input_length=input_length, target_length=target_length)
+    return training_flops(
+        model,
+        rows=batch.rows,
+        input_length=batch.arrays["encoder_input_tokens"].shape[1],
+        target_length=batch.arrays["decoder_target_tokens"].shape[1],
+    )
 
 
 def _peak_flops(config: TrainConfig, partitioner: Partitioner) -> float | None:
     """Of all devices together; None where a device's is neither known nor given."""
     devices = partitioner.mesh.devices.flat
-    of_one = config.peak_flops or peak_flops(devices[0])
+    of_one = config.peak_flops or peak_flops(devices[0].device_kind)
     return None if of_one is None else of_one * len(devices)
 
 

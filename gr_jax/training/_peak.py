@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax
-
 # Dense bfloat16 FLOP/s of one `jax.Device` by the beginning of its `device_kind`, the longest match
 # counting. TPUs: cloud.google.com/tpu/docs (per chip; a chip of v4 and v5p is one device, one of
 # TPU7x is two). GPUs: NVIDIA's data sheets, without sparsity.
@@ -29,12 +27,11 @@ _PEAKS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 FLOP/s of a device, whatever precision it runs; None for an unknown one."""
-    return peak_of_kind(device.device_kind)
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device, whatever precision it runs; None for an unknown one.
 
-
-def peak_of_kind(device_kind: str) -> float | None:
-    """`peak_flops` of a `device_kind`."""
+    Args:
+      device_kind: as `jax.Device.device_kind` has it.
+    """
     known = [kind for kind in _PEAKS if device_kind.startswith(kind)]
     return _PEAKS[max(known, key=len)] if known else None

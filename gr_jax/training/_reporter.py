@@ -133,7 +133,7 @@ class Reporter:
         batches = [batch for _, batch, _ in self._pending]
         seconds = max(time.perf_counter() - self._since, 1e-9)
         real = sum(b.tokens for b in batches)
-        room = sum(b.arrays["encoder_input_tokens"].size for b in batches)
+        room = sum(b.rows * b.arrays["encoder_input_tokens"].shape[1] for b in batches)
         scalars = {
             "examples_per_second": sum(b.examples for b in batches) / seconds,
             "tokens_per_second": real / seconds,
