@@ -43,7 +43,8 @@ class Interval:
       end: seconds since the epoch.
       first: steps done before it.
       last: steps done after it.
-      seconds: by kind; together they are its length.
+      seconds: by kind; together they are its length. A process's first interval, and no other,
+        has `init`.
     """
 
     end: float
@@ -77,7 +78,8 @@ def account(history: Sequence[Interval], resumed_at: int | None = None) -> dict[
             redone = interval.seconds.get("step", 0.0) * lost / steps
             seconds["step"] -= redone
             seconds["redone"] += redone
-        if following:  # a clock that was set back makes no time
+        # one process's intervals have no gaps; a clock that was set back makes no time
+        if following and "init" in following.seconds:
             seconds["down"] += max(following.begin - interval.end, 0.0)
         following, kept = interval, min(kept, interval.first)
     return seconds
@@ -181,9 +183,9 @@ class Ledger:
         Returns:
           Its seconds by kind.
         """
-        now = time.perf_counter()
-        known = sum(self._spent.values())
-        seconds = self._spent | {rest: max(now - self._since - known, 0.0)}
+        now, seconds = time.perf_counter(), self._spent
+        others = sum(seconds.values())
+        seconds[rest] = seconds.get(rest, 0.0) + max(now - self._since - others, 0.0)
         interval = Interval(time.time(), self._first, self.done, seconds)
         self._spent, self._since, self._first = {}, now, self.done
         for kind, spent in seconds.items():

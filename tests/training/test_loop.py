@@ -21,6 +21,7 @@ from gr_jax.training import (
     MetricsWriter,
     Schedule,
     load_eval_parameters,
+    read_goodput,
     read_metrics,
 )
 from tests.training.tiny_run import FINGERPRINT, MODEL, STEPS, make_batches, train_tiny
@@ -126,6 +127,8 @@ def test_kill_9_changes_nothing(whole, tmp_path):
     assert_same(parameters, whole[1].ema)
     assert logged_steps(directory) == LOGGED
     assert not list(directory.glob("*tmp*"))
+    seconds = read_goodput(directory / "train")
+    assert seconds["step"] > 0 and seconds["down"] > 0, f"seed {seed}"
 
 
 def test_divergence_names_the_step_and_saves_nothing_that_is_not_a_number(tmp_path):
