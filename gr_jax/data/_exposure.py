@@ -52,23 +52,22 @@ class Exposure:
         `expected` is steps x batch size x rate / documents, which is the mean where no documents
         share a docid.
         """
-        read = self.steps * self.batch_size / len(self.doc_ids)
-        parts = {n: (c, self.rates[n]) for n, c in self.counts.items()}
         return {
             "steps": self.steps,
             "documents": len(self.doc_ids),
             "sharing": self.sharing,
-            **{
-                name: {
-                    "min": int(counts.min()),
-                    "median": float(np.median(counts)),
-                    "mean": float(counts.mean()),
-                    "max": int(counts.max()),
-                    "never": int((counts == 0).sum()),
-                    "expected": read * rate,
-                }
-                for name, (counts, rate) in {"total": (self.total, 1.0), **parts}.items()
-            },
+            "total": self._figures(self.total, 1.0),
+            "tasks": {n: self._figures(c, self.rates[n]) for n, c in self.counts.items()},
+        }
+
+    def _figures(self, counts: Int[np.ndarray, " documents"], rate: float) -> dict[str, float]:
+        return {
+            "min": int(counts.min()),
+            "median": float(np.median(counts)),
+            "mean": float(counts.mean()),
+            "max": int(counts.max()),
+            "never": int((counts == 0).sum()),
+            "expected": self.steps * self.batch_size * rate / len(self.doc_ids),
         }
 
     def write(self, path: Path) -> None:

@@ -28,8 +28,10 @@ from gr_jax.training import (
     Partitioner,
     Progress,
     TrainConfig,
+    describe_goodput,
     measure_steps,
     model_settings,
+    read_goodput,
 )
 from gr_jax.training import train as train_model
 
@@ -128,6 +130,7 @@ def train(
         )
     finally:
         if not finished:
+            log(describe_goodput(read_goodput(workspace.path / "train")))
             workspace.note("train_seconds", round(before + time.perf_counter() - began, 3))
 
 

@@ -75,6 +75,7 @@ def test_json_has_the_agreed_keys(tmp_path, report):
     assert set(found) - set(agreed) == {
         *("seed", "command", "index_bytes", "docid_fingerprint", "versions", "beam", "device"),
         *("differences", "search", "score", "precision", "exact", "certify"),
+        "exposure",
     }
     assert found["differences"]["seen"]["hits@1"] == {"value": 0.0325, "low": 0.01, "high": 0.05}
     assert found["search"] == {
