@@ -52,7 +52,7 @@ def model_dir(beir: Path, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "BM25" in done.stdout and "gr_jax" in done.stdout and "hits@10" in done.stdout
     assert "examples/s" in done.stderr and "min left" in done.stderr
-    assert re.search(r"loss [\d.]+ \(index [\d.]+, synthetic [\d.]+, queries ", done.stderr)
+    assert re.search(r"loss [\d.]+ \(index [\d.]+, queries [\d.]+, synth", done.stderr)
     assert re.search(r"^goodput \d+% of [\d.]+ s: step [\d.]+, compile ", done.stderr, re.M)
     assert "Traceback" not in done.stderr
     # nothing of what the libraries beneath have to say
@@ -86,14 +86,14 @@ def test_exposure(model_dir, capsys, tmp_path):
     title, heading, *rows = capsys.readouterr().out.splitlines()
     assert title == "30 steps of 64 examples, 48 documents: how often a document was seen"
     assert heading.split() == ["min", "median", "mean", "max", "never", "expected"]
-    assert [row.split()[0] for row in rows] == ["total", "index", "synthetic", "queries"]
+    assert [row.split()[0] for row in rows] == ["total", "index", "queries", "synthetic"]
     total = rows[0].split()
     assert total[3] == total[6] == "40.0"  # 30 x 64 / 48: docids are unique
     lines = [line.split("\t") for line in tsv.read_text().splitlines()]
-    assert lines[0] == ["doc_id", "total", "index", "synthetic", "queries"]
+    assert lines[0] == ["doc_id", "total", "index", "queries", "synthetic"]
     assert len(lines) == 49 and sum(int(line[1]) for line in lines[1:]) == 30 * 64
     # every second document has a training query
-    assert sum(line[4] == "0" for line in lines[1:]) == int(rows[3].split()[5]) == 24
+    assert sum(line[3] == "0" for line in lines[1:]) == int(rows[2].split()[5]) == 24
     assert main(["exposure", f"--model_dir={model_dir}", "--json", "--step=1000000"]) == 0
     later = json.loads(capsys.readouterr().out)
     assert later["steps"] == 10**6

@@ -5,6 +5,7 @@ import gzip
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -73,11 +74,9 @@ def test_a_step_tells_tasks_apart(of_one_task_only, devices, model_parallel, mic
 
 
 def test_a_loss_that_is_not_a_number_stays_with_its_task():
-    logits = np.zeros((1, 3, 4), np.float32)
-    logits[0, 2] = np.nan
-    sums = cross_entropy_loss(
-        logits, np.array([[1, 2, 3]]), tasks=np.array([[1, 1, 3]]), num_tasks=3
-    )  # pyright: ignore[reportArgumentType]
+    logits = jnp.zeros((1, 3, 4)).at[0, 2].set(jnp.nan)
+    targets, tasks = jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 3]])
+    sums = cross_entropy_loss(logits, targets, tasks=tasks, num_tasks=3)
     np.testing.assert_allclose(sums.loss[:2], [2 * np.log(4), 0.0], rtol=1e-6)
     assert np.isnan(sums.loss[2])
     assert sums.weight.tolist() == [2, 0, 1]
@@ -94,7 +93,7 @@ def test_the_weighted_losses_of_the_tasks_are_the_loss(plain):
     for row in log(plain[0]):
         ids = np.concatenate(
             [batches(step).arrays["decoder_task_ids"].ravel()
-             for step in range(row["step"] - 4, row["step"])]
+             for step in range(int(row["step"]) - 4, int(row["step"]))]
         )  # fmt: skip
         weights = np.array([(ids == 1).sum(), (ids == 2).sum()])
         assert weights.min() > 0
