@@ -8,18 +8,21 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.profiler import StepTraceAnnotation
 
+from gr_jax import distributed
 from gr_jax.data import Batches, PackedBatch
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
@@ -172,7 +175,7 @@ def train(
         in `failed_batch.json`.
     """
     directory = Path(model_dir) / "train"
-    writes = jax.process_index() == 0
+    writes = distributed.is_first()
     ledger = Ledger(directory if writes else None)
     optimizer = config.optimizer.make()
     identity = RunIdentity(
@@ -217,7 +220,7 @@ def train(
             ledger.resume(first)
             traced = config.profile_steps if writes else None
             trace = opened.enter_context(StepTrace(traced, directory, ledger))
-            stopped = opened.enter_context(_stop_signals())
+            stop = opened.enter_context(_stop_signals())
             reporter = Reporter(
                 period=config.log_period,
                 total_steps=total_steps,
@@ -241,11 +244,12 @@ def train(
                 trace.after(done, state)
                 ledger.done = done
                 reporter(done, batch, step_metrics, rate)
-                if done % config.save_period == 0 or done == total_steps or stopped.is_set():
+                stopping = stop.requested(done)
+                if done % config.save_period == 0 or done == total_steps or stopping:
                     reporter.check(done, state)
                     with ledger.spent("checkpoint"):
                         checkpoints.save(done, state, identity)
-                if stopped.is_set() and done < total_steps:
+                if stopping and done < total_steps:
                     with ledger.spent("checkpoint"):
                         checkpoints.wait()
                     raise Interrupted(f"stopped at step {done} of {total_steps}")
@@ -302,9 +306,12 @@ def step_function(
     num_tasks: int = 0,
 ) -> Callable[[TrainState, dict[str, np.ndarray], float], tuple[TrainState, Any]]:
     """`train_step` with all but state, batch and learning rate filled in."""
-    dropout_key = jax.device_put(jax.random.key(config.seed + 1), partitioner.replicated)
+    # made in place, and put there from the host: other processes' devices take no local array
+    make_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=partitioner.replicated)
+    dropout_key = make_key(config.seed + 1)
     restriction = jax.device_put(
-        make_restriction(config.softmax, docid_map), partitioner.replicated
+        jax.tree.map(np.asarray, make_restriction(config.softmax, docid_map)),
+        partitioner.replicated,
     )
 
     def run(state: TrainState, arrays: dict[str, np.ndarray], rate: float):
@@ -370,20 +377,33 @@ def _prefetched(
 
 
 class _stop_signals:
-    """While entered, SIGINT and SIGTERM set an event instead of killing; a second one kills."""
+    """While entered, SIGINT and SIGTERM ask to stop instead of killing; a second one kills.
 
-    def __enter__(self) -> threading.Event:
-        self._event = threading.Event()
+    Of several processes one is enough: JAX's preemption service has caught SIGTERM since it began,
+    tells the others, and finds a step that none of them has done yet.
+    """
+
+    def __enter__(self) -> Self:
+        self._asked = False
         self._old = {}
+        self._alone = jax.process_count() == 1
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
                 self._old[number] = signal.signal(number, self._handle)
-        return self._event
+        return self
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked after every step."""
+        if self._alone:
+            return self._asked
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def _handle(self, number, frame):
-        if self._event.is_set():
+        if self._asked:
             raise KeyboardInterrupt
-        self._event.set()
+        self._asked = True
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, *_):
         for number, handler in self._old.items():

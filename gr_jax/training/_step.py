@@ -277,6 +277,8 @@ def train_step(
         # a short memory at first, so that the average forgets the initialisation
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+    with nn.logical_axis_rules(list(rules)):  # every process can read them
+        sums = LossSums(*(nn.with_logical_constraint(x, (None,) * x.ndim) for x in sums))
     means = [x.sum() / tokens for x in (sums.loss, sums.z_loss, sums.correct)]
     metrics = StepMetrics(*means, gradient_norm=optax.tree.norm(grads), sums=sums)
     return TrainState(state.step + 1, params, opt_state, ema), metrics
