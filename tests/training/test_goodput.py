@@ -1,7 +1,8 @@
 """Where the time of a run went: of made-up histories with kills, and of real runs."""
 
+import concurrent.futures
 import json
-import math
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from gr_jax.errors import UserError
 from gr_jax.training import describe_goodput, read_goodput, read_metrics
 from gr_jax.training._goodput import KINDS, LEDGER, Interval, Ledger, account, share
+from gr_jax.training._loop import _arrived
 from tests.training.tiny_run import STEPS, make_batches, train_tiny
 
 
@@ -108,7 +110,7 @@ def test_a_run_and_its_restart(tmp_path):
     seconds = read_goodput(train)
     assert all(seconds[kind] > 0 for kind in ("step", "redone", "compile", "init", "checkpoint"))
     assert seconds["down"] >= 0.3 and seconds["profile"] == 0.0
-    assert wall - 1.0 < sum(seconds.values()) <= wall + 0.1
+    assert wall / 2 < sum(seconds.values()) <= wall + 0.1
     rows = intervals(train)
     assert [r["last"] for r in rows] == [0, 4, 8, 12, 16, 17, 15, 16, 20, 24, 24]
     assert [i for i, r in enumerate(rows) if "init" in r["seconds"]] == [0, 6]
@@ -139,41 +141,43 @@ class Slow(Broken):
     """Batches that come late, and are what the device waits for."""
 
     def __call__(self, step):
-        time.sleep(0.1)
+        time.sleep(0.3)
         return self.whole(step)
 
 
 def test_waiting_for_batches_is_the_datas_time(tmp_path):
-    train_tiny(tmp_path, batches=Slow(-1), total_steps=12)
-    seconds = read_goodput(tmp_path / "train")
-    # two are made ahead while the first step compiles
-    assert 0.1 * (12 - 3) < seconds["data"] + seconds["compile"] < 60
-    assert seconds["data"] > 0.3
+    train_tiny(tmp_path, batches=Slow(-1), total_steps=6)
+    assert read_goodput(tmp_path / "train")["data"] > 0.3  # of 1.8 s, less what else took long
 
 
-def test_waiting_while_the_device_works_is_not():
-    """The device is busy for 0.2 s; the batch comes after 0.1 s."""
-    import concurrent.futures
-
-    from gr_jax.training._loop import _arrived
-
-    class Scalar:
-        ready_at = time.monotonic() + 0.2
-
-        def is_ready(self):
-            return time.monotonic() >= self.ready_at
+@pytest.mark.parametrize("comes_first", ["batch", "device"])
+def test_waiting_while_the_device_works_is_not(comes_first):
+    coming = concurrent.futures.Future()
+    asked = []
 
     class Last:
-        loss = Scalar()
+        """A step whose result is not there yet when it is asked for at first."""
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        for seconds, waited in ((0.1, 0.0), (0.4, 0.2)):
-            ledger = Ledger(None)
-            ledger.resume(0)
-            Last.loss.ready_at = time.monotonic() + 0.2
-            coming = pool.submit(lambda s=seconds: (time.sleep(s), "batch")[1])
-            assert _arrived(coming, Last(), ledger) == "batch"  # pyright: ignore
-            assert ledger.record()["data"] == pytest.approx(waited, abs=0.08)
+        @property
+        def loss(self):
+            return self
+
+        def is_ready(self):
+            asked.append(True)
+            if len(asked) < 3:
+                return False
+            if comes_first == "batch":
+                coming.set_result("batch")
+                return False
+            threading.Timer(0.2, lambda: coming.set_result("batch")).start()
+            return True
+
+    ledger = Ledger(None)
+    ledger.resume(0)
+    assert _arrived(coming, Last(), ledger) == "batch"  # pyright: ignore[reportArgumentType]
+    assert len(asked) == 3
+    data = ledger.record()["data"]
+    assert data < 0.1 if comes_first == "batch" else data > 0.15
 
 
 class TestLedger:
@@ -215,13 +219,14 @@ class TestLedger:
     def test_each_batch_shape_compiles_once(self):
         ledger = Ledger(None)
         ledger.resume(0)
-        for _ in range(3):
+        seconds = []
+        for _ in range(2):
             for rows in (8, 16):
                 with ledger.compiling({"a": np.zeros((rows, 4))}):
-                    time.sleep(0.02)
-        seconds = ledger.record()
-        assert 0.04 <= seconds["compile"] < 0.06 + 0.02
-        assert math.isclose(ledger.seconds["compile"], seconds["compile"])
+                    time.sleep(0.01)
+            seconds.append(ledger.record().get("compile", 0.0))
+        assert seconds[0] >= 0.02 and seconds[1] == 0.0
+        assert ledger.seconds["compile"] == seconds[0]
 
     def test_a_folder_in_its_place_is_one_line(self, tmp_path):
         (tmp_path / LEDGER).mkdir()
