@@ -46,6 +46,8 @@ def register_task(
     if is_bytes(sentencepiece):
         vocabulary = seqio.ByteVocabulary(extra_ids=0)
     else:
+        # SeqIO reads a path once in the life of a process, and here may be another model by now
+        seqio.vocabularies._load_model_internal.cache_clear()
         vocabulary = seqio.SentencePieceVocabulary(str(sentencepiece), extra_ids=0)
     return seqio.TaskRegistry.add(
         name,
