@@ -17,11 +17,11 @@ FLAGS = {
     "run_mode": "python -m gr_jax.train, gr_jax.eval or gr_jax.infer",
     "tfds_data_dir": "none: no TFDS data is read; leave it out, --gin.CORPUS is a BEIR folder",
     "seqio_additional_cache_dirs": "none: the token cache is made in MODEL_DIR/cache; leave it out",
-    "multiprocess_gpu": "none: one process with all its devices; leave it out",
-    "coordinator_address": "none: one process only; leave it out",
-    "process_count": "none: one process only; leave it out",
-    "process_index": "none: one process only; leave it out",
-    "initialization_timeout": "none: one process only; leave it out",
+    "multiprocess_gpu": "the same; found by itself on Cloud TPUs and under srun",
+    "coordinator_address": "the same",
+    "process_count": "the same",
+    "process_index": "the same",
+    "initialization_timeout": "the same",
     "shard_id": "none: split the queries file, and give each part to its own gr_jax.infer",
 }
 
@@ -82,10 +82,21 @@ SETTINGS = {
     "trainer.Trainer": "training.TrainConfig",
     "trainer.Trainer.learning_rate_fn": "training.TrainConfig.schedule",
     "trainer.Trainer.num_microbatches": "training.TrainConfig.microbatches",
-    "partitioning.PjitPartitioner": "training.TrainConfig.model_parallel",
-    "partitioning.PjitPartitioner.num_partitions": "training.TrainConfig.model_parallel",
-    "partitioning.PjitPartitioner.logical_axis_rules": "none: t5x's standard ones, 1-D",
-    "partitioning.standard_logical_axis_rules": "none: t5x's standard ones, 1-D",
+    "partitioning.PjitPartitioner": "training.Partitioning",
+    "partitioning.PjitPartitioner.num_partitions": "training.Partitioning.model_parallel",
+    "partitioning.PjitPartitioner.logical_axis_rules": (
+        "training.Partitioning.additional_rules; the standard ones are always there"
+    ),
+    "partitioning.standard_logical_axis_rules": "training.Partitioning",
+    "partitioning.standard_logical_axis_rules.activation_partitioning_dims": (
+        "training.Partitioning.activation_partitions"
+    ),
+    "partitioning.standard_logical_axis_rules.parameter_partitioning_dims": (
+        "training.Partitioning.parameter_partitions"
+    ),
+    "partitioning.standard_logical_axis_rules.additional_rules": (
+        "training.Partitioning.additional_rules"
+    ),
     "utils.create_learning_rate_scheduler": "training.Schedule",
     "utils.create_learning_rate_scheduler.factors": "training.Schedule.factors",
     "utils.create_learning_rate_scheduler.base_learning_rate": "training.Schedule.base",

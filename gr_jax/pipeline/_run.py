@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gr_jax import distributed
 from gr_jax.corpus import Collection, read_queries
 from gr_jax.decoding import Score
 from gr_jax.docids import DocidAssigner
@@ -28,11 +29,12 @@ from gr_jax.training import (
     Partitioner,
     Progress,
     TrainConfig,
-    make_mesh,
     measure_steps,
     model_settings,
 )
 from gr_jax.training import train as train_model
+
+_ROW_MULTIPLE = 128  # of token tables
 
 
 def train(
@@ -73,17 +75,20 @@ def train(
       UserError: something in the input or the settings is wrong.
       Interrupted: asked to stop; the state is saved.
     """
-    workspace = Workspace(model_dir)
-    partitioner = Partitioner(make_mesh(trainer.model_parallel))
+    partitioner = Partitioner.make(trainer.partitioning)
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
-    if not workspace.trained:  # a run that goes on has its parameters
-        initial.check()
-    collection = load_collection(corpus, strict=strict)
-    log(_describe_collection(collection))
-    if dry_run:
-        check_inputs(workspace, collection, docids=docids, data=data)
-        return
-    prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
+    with distributed.first_process_first("preparation"):
+        workspace = Workspace(model_dir)
+        if not workspace.trained:  # a run that goes on has its parameters
+            initial.check()
+        collection = load_collection(corpus, strict=strict)
+        log(_describe_collection(collection))
+        if dry_run:
+            check_inputs(workspace, collection, docids=docids, data=data)
+            return
+        prepared = prepare(
+            workspace, collection, docids=docids, queries=queries, data=data, log=log
+        )
     config = _sized(model, prepared)
     shardings = partitioner.parameters(config)  # refuses what does not divide
     start = initial.origin()
@@ -105,7 +110,8 @@ def train(
         seed=trainer.seed,
         command=_command(),
     )
-    if not workspace.trained:  # a run that goes on keeps the record of how it began
+    writes = distributed.is_first()
+    if writes and not workspace.trained:  # a run that goes on keeps the record of how it began
         spec.save(workspace.index)
         started(workspace.path)
     log(f"training: {total_steps:,} steps of {data.batch_size} examples")
@@ -126,7 +132,7 @@ def train(
             progress=progress,
         )
     finally:
-        if not finished:
+        if writes and not finished:
             workspace.note("train_seconds", round(before + time.perf_counter() - began, 3))
 
 
@@ -150,7 +156,7 @@ def run(
     """The whole job: `train`, then `evaluate`; see both for the arguments.
 
     Returns:
-      The report; None after a dry run.
+      The report; None after a dry run, and in all processes but the first.
     """
     train(
         model_dir=model_dir,
@@ -169,13 +175,16 @@ def run(
     )
     if dry_run:
         return None
-    return evaluate(
-        model_dir=model_dir,
-        corpus=corpus,
-        strict=strict,
-        config=evaluation,
-        log=log,
-        again=False,
+    return distributed.only_first(
+        "evaluation",
+        lambda: evaluate(
+            model_dir=model_dir,
+            corpus=corpus,
+            strict=strict,
+            config=evaluation,
+            log=log,
+            again=False,
+        ),
     )
 
 
@@ -234,14 +243,23 @@ def infer(
 
 
 def _sized(model: Callable[..., T5Config], prepared: Prepared) -> T5Config:
-    """The model for this tokenizer and these docids."""
-    pieces = prepared.tokenizer.vocab_size
-    config = model(vocab_size=pieces, target_vocab_size=prepared.docid_map.vocabulary.size)
+    """The model for this tokenizer and these docids.
+
+    Both tables have a multiple of 128 rows, as t5x's have: any usual `model` axis divides them, and
+    the parameters of a run do not depend on its mesh.
+    """
+    pieces = _rounded_up(prepared.tokenizer.vocab_size)
+    docid_tokens = _rounded_up(prepared.docid_map.vocabulary.size)
+    config = model(vocab_size=pieces, target_vocab_size=docid_tokens)
     fields = dataclasses.asdict(config)
     if prepared.config.sentencepiece is None:
         # learnt from this corpus: no published table fits, so none of its spare rows is wanted
         fields["vocab_size"] = pieces
     return T5Config(**fields)
+
+
+def _rounded_up(rows: int) -> int:
+    return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
 def _command() -> str:
@@ -291,9 +309,11 @@ def _total_steps(
         partitioner,
         prepared.docid_map,
     )
+    seconds = distributed.from_first("timing", seconds)
     steps = max(round(trainer.minutes * 60 / seconds), 1)
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")
-    workspace.note("plan", {"settings": settings, "steps": steps})
+    if distributed.is_first():
+        workspace.note("plan", {"settings": settings, "steps": steps})
     return steps
 
 
