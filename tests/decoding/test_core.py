@@ -118,14 +118,14 @@ def test_shortcuts_change_no_answer(score, prefix_free, data, scale):
     docid_map = make_map(data.draw(docid_lists(prefix_free)))
     trie = Trie.from_docid_map(docid_map).pad(roomy_shape(docid_map.vocabulary))
     seeds = np.arange(3, dtype=np.uint32)
-    for beam, k in ((2, 2), (9, 3)):
-        plain, short = (
-            search_function(trie, seeds, np.float32(scale), beam=beam, k=k, score=score)
-            for search_function in (hash_search, shortcut_search)
-        )
-        np.testing.assert_array_equal(plain[0], short[0])
-        np.testing.assert_allclose(plain[1], short[1], rtol=1e-6, atol=1e-5)
-        np.testing.assert_array_equal(plain[2], short[2])
+    beam, k = (2, 2) if prefix_free == (score == "level") else (9, 3)  # seconds to compile, each
+    plain, short = (
+        search_function(trie, seeds, np.float32(scale), beam=beam, k=k, score=score)
+        for search_function in (hash_search, shortcut_search)
+    )
+    np.testing.assert_array_equal(plain[0], short[0])
+    np.testing.assert_allclose(plain[1], short[1], rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(plain[2], short[2])
 
 
 @functools.partial(jax.jit, static_argnames=("beam", "k", "score"))

@@ -9,6 +9,7 @@ gr_jax's search: the first of them to fail says where to look.
 """
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,22 @@ def assert_equal(result: SearchResult, query: int, rows: list[int], scores: list
     np.testing.assert_allclose(result.scores[query][: len(rows)], scores, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
+# every program takes seconds to compile: each model, corpus and beam here, all together when asked
+QUICK = {("t5_1_0/shared", 1), ("t5_1_1/disjoint", 10), ("t5_1_0/few", 100), ("t5_1_1/shared", 100)}
+
+
+def quick_of(cases: list[Any], quick: set[Any]) -> list[Any]:
+    """The cases as parameters, all but the quick ones marked `slow`."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else [case]),
+            marks=() if case in quick else pytest.mark.slow,
+        )
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize("case", quick_of(CASES, {"t5_1_0/disjoint", "t5_1_1/few"}))
 def test_the_search_ranks_as_the_rules_do_when_every_end_counts(case, beam=10):
     result, golden = search(case, beam), goldens()[case][f"beam_{beam}"]
     tokens = hf.parity_tokens(case.split("/")[1])
@@ -164,8 +180,9 @@ def test_the_search_ranks_as_the_rules_do_when_every_end_counts(case, beam=10):
         ).all()
 
 
-@pytest.mark.parametrize("beam", hf.BEAMS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "beam"), quick_of(list(itertools.product(CASES, hf.BEAMS)), QUICK)
+)
 def test_the_search_ranks_as_hugging_face_does(case, beam):
     result, golden = search(case, beam, ends="ranked"), goldens()[case][f"beam_{beam}"]
     for query, answer in enumerate(zip(golden["rows"], golden["scores"], strict=True)):
