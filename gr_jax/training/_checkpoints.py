@@ -139,7 +139,10 @@ class Checkpoints:
                     f"{path}: made with {_difference(field.name, theirs, ours)}; "
                     "use another model directory"
                 )
-        with damage(path, "damaged, or made with another optimizer or without ema_decay"):
+        before = [other for other in self.steps if other < step]
+        mend = f"to go on from checkpoint_{before[-1]}" if before else "to begin again"
+        what = f"damaged, or made with another optimizer or without ema_decay; delete it {mend}"
+        with damage(path, what):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             )
