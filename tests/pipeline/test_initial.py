@@ -25,6 +25,7 @@ from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
 from gr_jax.pipeline._initial import InitialCheckpoint
+from gr_jax.pipeline._run import _sized
 from gr_jax.training import (
     Checkpoints,
     Optimizer,
@@ -72,12 +73,16 @@ def published(tmp_path_factory) -> tuple[Path, dict]:
     return path, by_name(params)
 
 
-def start(prepared, run_optimizer=ADAFACTOR, **fields: Any) -> tuple[dict[str, Any], Any]:
+def start(
+    prepared, run_optimizer=ADAFACTOR, *, as_trained=False, **fields: Any
+) -> tuple[dict[str, Any], Any]:
     """Where training would start: parameters by name, and the optimizer's state."""
     config = settings()["model"](
         vocab_size=prepared.tokenizer.vocab_size,
         target_vocab_size=prepared.docid_map.vocabulary.size,
     )
+    if as_trained:  # by `pipeline.train`, whose tables are rounded up
+        config = _sized(settings()["model"], prepared)
     shardings = Partitioner(make_mesh(devices=jax.devices()[:1])).parameters(config)
     found = InitialCheckpoint(**fields).start(
         config,
@@ -230,7 +235,10 @@ def test_optimizer_states_that_do_not_fit_are_refused(beir, prepared, tmp_path):
     shutil.copytree(prepared.tokenizer.path.parents[1], tmp_path / "model")
     arguments: dict[str, Any] = settings(steps=1, optimizer=Optimizer("adamw"))
     pipeline.train(model_dir=str(tmp_path / "model"), corpus=str(beir), **arguments)
-    checkpoint = {"path": str(tmp_path / "model" / "checkpoint_1"), "optimizer": "checkpoint"}
+    checkpoint: dict[str, Any] = {
+        "path": str(tmp_path / "model" / "checkpoint_1"), "optimizer": "checkpoint",
+        "as_trained": True,
+    }  # fmt: skip
     with pytest.raises(UserError, match=r"docid_tables='checkpoint'"):
         start(prepared, Optimizer("adamw"), **checkpoint)
     checkpoint["docid_tables"] = "checkpoint"
