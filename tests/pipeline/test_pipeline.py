@@ -341,17 +341,12 @@ def test_the_search_that_is_measured_is_the_one_that_is_timed(evaluated, monkeyp
 
 def test_other_settings_are_measured_again(evaluated, monkeypatch):
     """The same ones are not; nor is a directory evaluated before there were such settings."""
-    measured, known = [], []
-    run_of = _evaluate._run_of
-
-    def once(*args):  # what the settings do to a search is tested where it is done
-        measured.append(len(args))
-        known.extend([] if known else [run_of(*args)])
-        return known[0]
-
-    monkeypatch.setattr(_evaluate, "_run_of", once)
     evaluated(beam=48)
-    measured.clear()
+    measured = []
+    run_of = _evaluate._run_of
+    monkeypatch.setattr(
+        _evaluate, "_run_of", lambda *args: measured.append(len(args)) or run_of(*args)
+    )
     first, _ = evaluated(again=False, beam=48)
     assert measured == [] and first.splits["test"].search is not None
     for number, other in enumerate(
