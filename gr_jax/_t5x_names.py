@@ -130,7 +130,7 @@ SETTINGS = {
         "training.TrainConfig.loss_normalizing_factor"
     ),
     "models.EncoderDecoderModel.optimizer_def": "training.TrainConfig.optimizer",
-    "network.T5Config": "models.T5Config; of a file of gin/models, models.T5Config.from_name",
+    "network.T5Config": "models.T5Config, beside a file of gin/models too",
     "train_script.train": "pipeline.run",
     "train_script.train.total_steps": "training.TrainConfig.steps",
     "train_script.train.random_seed": "training.TrainConfig.seed",

@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         default="drop",
         help="t5x's optimizer state, between t5x's formats (%(default)s)",
     )
+    convert.add_argument(
+        "--parameters",
+        choices=("eval", "params"),
+        default="eval",
+        help="of gr-jax's own checkpoints: what eval takes, which is the average (ema) where there "
+        "is one, or what is trained (%(default)s)",
+    )
 
     inspect = verbs.add_parser("inspect", help="what a T5 checkpoint holds")
     inspect.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any format")
@@ -246,6 +253,7 @@ def _convert(args: argparse.Namespace) -> int:
         scanned=args.scanned,
         dtype=args.dtype,
         optimizer=args.optimizer == "keep",
+        parameters=args.parameters,
     )
     print(f"{written.path}: {written.format}, {written.nbytes:,} bytes of parameters")
     return 0

@@ -4,16 +4,18 @@
 `--gin.NAME=VALUE` and `--dry_run`; of several processes, `--multiprocess_gpu`,
 `--coordinator_address`, `--process_count`, `--process_index` and `--initialization_timeout`. Later
 files and bindings win. An unknown binding is an error; for one of t5x's, the error says what there
-is instead. The library itself knows nothing of gin.
+is instead. A binding of `T5Config` is one of the run's model, be it a published one. The library
+itself knows nothing of gin.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,15 +90,60 @@ def parse(
     for folder in (*search_paths, str(RESOURCES)):
         gin.add_config_file_search_path(folder)
     try:
-        gin.parse_config_files_and_bindings(
-            list(gin_files), [], skip_unknown=False, finalize_config=False
-        )
-        _check_macros(bindings, gin.config_str())
-        gin.parse_config(list(bindings), skip_unknown=False)
+        with _fields_of_the_model():
+            gin.parse_config_files_and_bindings(
+                list(gin_files), [], skip_unknown=False, finalize_config=False
+            )
+            _check_macros(bindings, gin.config_str())
+            gin.parse_config(list(bindings), skip_unknown=False)
         gin.finalize()
     except Exception as error:  # gin raises whatever the imports and constructors in a file raise
         line = _one_line(error)
         raise UserError(_t5x_names.explain(line) or line) from error
+
+
+_CLASS, _NAMED = "T5Config", "T5Config.from_name"  # a run's model is one or the other
+
+
+@contextlib.contextmanager
+def _fields_of_the_model() -> Iterator[None]:
+    """While gin reads, `T5Config.X` is a field of the model, be it the class or a published model.
+
+    gin knows the two as two functions, and a binding of the one that is not called does nothing.
+    So a `T5Config.X` that comes after `model = @T5Config.from_name` becomes
+    `T5Config.from_name.X`, and the shape that a run's own file gave before goes, together with the
+    model that it was of.
+
+    Raises:
+      UserError: fields of a published model where the model is not one.
+    """
+    from gin import config as gin_internals
+
+    bind, named = gin_internals.bind_parameter, {}
+
+    def bind_to_model(key: Any, value: Any) -> None:
+        scope, selector, field = key
+        if field == "model":
+            named[scope, selector] = str(getattr(value, "selector", "")).endswith(_NAMED)
+        if any(named.values()) and selector.split(".")[-1] == _CLASS:
+            key = (scope, f"{selector}.from_name", field)
+        bind(key, value)
+
+    gin_internals.bind_parameter = bind_to_model
+    try:
+        yield
+    finally:
+        gin_internals.bind_parameter = bind
+    bound = {selector: fields for (_, selector), fields in gin_internals._CONFIG.items()}
+    published = [fields for selector, fields in bound.items() if selector.endswith(f".{_NAMED}")]
+    if any(named.values()):
+        for key in [k for k in gin_internals._CONFIG if k[1].endswith(f".{_CLASS}")]:
+            del gin_internals._CONFIG[key]
+    elif named and published:
+        raise UserError(
+            f"gin: {_NAMED}.{next(iter(published[0]))} is bound, but the model is no published "
+            "one: give a gin/models/*.gin, after the run's own file"
+        )
 
 
 def _check_macros(bindings: Sequence[str], config: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -80,36 +81,64 @@ def train(
     """
     partitioner = Partitioner.make(trainer.partitioning)
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
-    with distributed.first_process_first("preparation"):
-        workspace = Workspace(model_dir)
-        if not workspace.trained:  # a run that goes on has its parameters
-            initial.check()
-        collection = load_collection(corpus, strict=strict)
-        log(_describe_collection(collection))
-        if dry_run:
+    with contextlib.ExitStack() as held:
+        with distributed.first_process_first("preparation"):
+            workspace = Workspace(model_dir)
+            if not workspace.trained:  # a run that goes on has its parameters
+                initial.check()
+            collection = load_collection(corpus, strict=strict)
+            log(_describe_collection(collection))
             check_inputs(workspace, collection, docids=docids, data=data)
-            return
-        prepared = prepare(
-            workspace, collection, docids=docids, queries=queries, data=data, log=log
+            if dry_run:
+                return
+            if distributed.is_first():
+                held.enter_context(workspace.alone())
+            prepared = prepare(
+                workspace, collection, docids=docids, queries=queries, data=data, log=log
+            )
+        _fit(
+            workspace,
+            prepared,
+            _sized(model, prepared),
+            trainer,
+            initial,
+            partitioner,
+            log=log,
+            progress=progress,
+            started=started,
         )
-    config = _sized(model, prepared)
-    shardings = partitioner.parameters(config)  # refuses what does not divide
+
+
+def _fit(
+    workspace: Workspace,
+    prepared: Prepared,
+    model: T5Config,
+    trainer: TrainConfig,
+    initial: InitialCheckpoint,
+    partitioner: Partitioner,
+    *,
+    log: Log,
+    progress: Progress | None,
+    started: Callable[[Path], None],
+) -> None:
+    """Trains `model` on what is prepared; see `train`."""
+    shardings = partitioner.parameters(model)  # refuses what does not divide
     start = initial.origin()
     if not workspace.trained:
         start = initial.start(
-            config,
+            model,
             prepared.cache,
             shardings,
             trainer.optimizer,
             seed=trainer.seed,
             docid_fingerprint=prepared.docid_map.fingerprint,
         )
-    total_steps = _total_steps(workspace, trainer, config, prepared, partitioner, log)
+    total_steps = _total_steps(workspace, trainer, model, prepared, partitioner, log)
     spec = IndexSpec(
-        model=config,
+        model=model,
         docid_fingerprint=prepared.docid_map.fingerprint,
         words_only=prepared.tokenizer.words_only,
-        input_length=data.input_length,
+        input_length=prepared.config.input_length,
         seed=trainer.seed,
         command=_command(),
     )
@@ -117,14 +146,14 @@ def train(
     if writes and not workspace.trained:  # a run that goes on keeps the record of how it began
         spec.save(workspace.index)
         started(workspace.path)
-    log(f"training: {total_steps:,} steps of {data.batch_size} examples")
+    log(f"training: {total_steps:,} steps of {prepared.config.batch_size} examples")
     began = time.perf_counter()
     before = workspace.noted("train_seconds") or 0.0 if workspace.trained else 0.0
     finished = (workspace.path / f"checkpoint_{total_steps}").exists()
     try:
         train_model(
             trainer,
-            config,
+            model,
             prepared.batches(row_multiple=_row_multiple(partitioner, trainer), seed=trainer.seed),
             partitioner,
             workspace.path,

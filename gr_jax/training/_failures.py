@@ -92,12 +92,22 @@ def failure(
         f"{e['task']}/{e['example']}" + (f" ({e['document']})" if "document" in e else "")
         for e in examples[:_NAMED]
     )
-    last = "nothing was saved yet"
-    if saved is not None:
-        last = f"{Path(model_dir) / f'checkpoint_{saved}'} is the last good checkpoint"
     return UserError(
-        f"training diverged: {reason} at step {step}; lower the learning rate, or look at the "
-        f"batch ({named}, ...: all {len(examples)} examples in {path}); {last}"
+        f"training diverged: {reason} at step {step}; look at the batch ({named}, ...: all "
+        f"{len(examples)} examples in {path}), or lower the learning rate: "
+        f"{_lower_rate(Path(model_dir), saved)}"
+    )
+
+
+def _lower_rate(model_dir: Path, saved: int | None) -> str:
+    """How: a run with another learning rate is another run, which has a directory of its own."""
+    if saved is None:
+        return "nothing was saved yet, so the same MODEL_DIR takes another Schedule.base"
+    checkpoint = str(model_dir / f"checkpoint_{saved}")
+    return (
+        f"to begin at {checkpoint}, the last good checkpoint, give the same command a smaller "
+        f"Schedule.base, another MODEL_DIR, INITIAL_CHECKPOINT_PATH = {checkpoint!r}, "
+        "DOCID_TABLES = 'checkpoint' and INITIAL_OPTIMIZER = 'checkpoint'"
     )
 
 

@@ -8,17 +8,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 
 from gr_jax.cli import main
 from gr_jax.docids import DocidMap
+from gr_jax.pipeline import Workspace
 from tests.conftest import write_beir
 from tests.pipeline.tiny import BINDINGS
 
-ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "default", "XLA_FLAGS": ""}
+# one device, as users have; what one process has compiled the next ones load
+PROGRAMS = tempfile.TemporaryDirectory()
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONWARNINGS": "default",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
 def quickstart(corpus: Path, model_dir: Path, *extra: str, steps: int = 30) -> list[str]:
@@ -158,6 +169,16 @@ def test_eval_writes_a_run(model_dir, beir, tmp_path, capsys):
     assert other != [float(line.split()[4]) for line in exact.splitlines()]
 
 
+def test_one_trainer_at_a_time_and_any_readers(model_dir, beir, capsys):
+    with Workspace(model_dir).alone():
+        before = {p: p.stat().st_mtime_ns for p in model_dir.rglob("*")}
+        line = error_of(capsys, *quickstart(beir, model_dir))
+        assert f"process {os.getpid()} of" in line and "is training here; wait for it" in line
+        assert {p: p.stat().st_mtime_ns for p in model_dir.rglob("*")} == before
+        assert main(["search", "--json", f"--model_dir={model_dir}", "--k=3", "soup"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == 3
+
+
 def test_search_among_some_documents(model_dir, capsys):
     only = ["--only=sailing3", "--only=music5"]
     assert main(["search", "--json", f"--model_dir={model_dir}", *only, "which", "soup"]) == 0
@@ -276,19 +297,36 @@ def test_t5x_entry_points(model_dir, beir, tmp_path):
     inferred = entry("infer", queries, f'--gin.RUN="{tmp_path / "x.run"}"')
     assert inferred.returncode == 0, inferred.stderr
     assert len((tmp_path / "x.run").read_text().splitlines()) == 10 * 72
-    for arguments, message in [
-        (["--gin.NO_SUCH_THING.x=3"], "NO_SUCH_THING"),
+    failed = entry("train", "--gin.NO_SUCH_THING.x=3")
+    assert failed.returncode == 2 and failed.stdout == ""
+    assert failed.stderr.startswith("error: ") and "NO_SUCH_THING" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1, failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--gin.TRAIN_STEPZ=3"], "did you mean TRAIN_STEPS?"),
         (["--gin.DataConfig.no_such_parameter=3"], "no_such_parameter"),
         (["--gin_file=no/such.gin"], "no/such.gin"),
         (["--gin.CORPUS"], "give a value"),
         (["--no_such_flag=1"], "no_such_flag"),
         (["stray"], "stray"),
-    ]:
-        failed = entry("train", *arguments)
-        assert failed.returncode == 2, (arguments, failed.stderr)
-        assert failed.stderr.startswith("error: ") and message in failed.stderr
-        assert len(failed.stderr.splitlines()) == 1, failed.stderr
+    ],
+)
+def test_mistakes_of_entry_points_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    from gr_jax import gin_config, train
+
+    monkeypatch.chdir(tmp_path)
+    given = ["--gin_file=gin/runs/beir.gin", '--gin.MODEL_DIR="m"', '--gin.CORPUS="c"']
+    monkeypatch.setattr(sys, "argv", ["train", *given, *arguments])
+    gin_config.define_flags()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit, match="2"):
+        gin_config.run_main(train.main)
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ") and message in captured.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_run_goes_on_to_the_same_result(beir, tmp_path, model_dir):

@@ -116,18 +116,6 @@ def test_a_finished_run_is_not_done_again(trained, beir):
     )  # milliseconds included: nothing was measured again
 
 
-def test_the_same_seed_gives_the_same_run_file(trained, beir, tmp_path):
-    model_dir, _ = trained
-    pipeline.run(
-        model_dir=str(tmp_path / "again"),
-        corpus=str(beir),
-        evaluation=pipeline.EvalConfig(beam=48),
-        **settings(),
-    )
-    ours = (tmp_path / "again" / "runs" / "test.gr_jax.run").read_bytes()
-    assert ours == (model_dir / "runs" / "test.gr_jax.run").read_bytes()
-
-
 def test_search_only_returns_documents(trained):
     index = Index.load(trained[0])
     for query in ("which musicmark3 chord", "", "zzz qqq", "ünïcode 漢字", "a " * 500):
