@@ -155,10 +155,10 @@ chips_of() {
   printf '%s' "$chips"
 }
 
-# for_kubernetes WORD: Kubernetes expands $(NAME) in what containers run; $$( is its way to write $(.
+# for_kubernetes WORD: Kubernetes expands $(NAME) in what containers run, and $$ to $.
 for_kubernetes() {
-  local open="\$(" escaped="\$\$("
-  printf '%s' "${1//"$open"/$escaped}"
+  local dollar="\$"
+  printf '%s' "${1//"$dollar"/$dollar$dollar}"
 }
 
 # pack_checkout FILE: what workers need of the checkout that these scripts lie in.

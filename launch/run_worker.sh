@@ -84,6 +84,7 @@ prepare() {
 # "now": so none is passed on, and the status says that nobody asked for the end.
 supervise() {
   local status=1 crashes=0 began stopping="" child=""
+  trap '' HUP # a lost connection
   trap 'stopping=130; if [[ $child ]]; then kill -TERM "$child" || true; fi' USR1
   trap 'stopping=143' TERM
   while [[ ! $stopping ]]; do
@@ -162,7 +163,6 @@ main() {
       mv "$home/log" "$home/log.before"
     fi
     : >"$home/log"
-    trap '' HUP # a lost connection
     supervise >>"$home/log" 2>&1 </dev/null &
     printf '%s\n' $! >"$home/pid"
   elif [[ ! -f $home/command || $(<"$home/command") != "$asked" ]]; then
