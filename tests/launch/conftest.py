@@ -13,7 +13,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LAUNCH = CHECKOUT / "launch"
 
 # none of these may ever be the real one
-CLOUD = "docker gcloud kubectl pip python python3 python3.12 python3.13 sbatch scontrol srun sudo xpk"
+PYTHONS = "pip python python3 python3.12 python3.13"
+CLOUD = f"docker gcloud kubectl {PYTHONS} sbatch scontrol srun sudo xpk"
 
 # `pop FILE` answers with the next of the lines that a test has put there, the last one for ever.
 PREAMBLE = """#!/bin/bash

@@ -1,4 +1,4 @@
-"""gke/jobset.sh, its image, and xpk.sh: what reaches the cluster, and what a container then runs."""
+"""gke/jobset.sh, its image, and xpk.sh: what reaches the cluster and what a container runs."""
 
 import fnmatch
 import re
@@ -48,11 +48,11 @@ def parts(made: dict) -> tuple[dict, dict, dict]:
 
 def test_the_command_reaches_the_container_word_for_word(fakes):
     command = [*AWKWARD, "two\nlines", "$(HOME) $$(HOME) $$ $(A)", "tab\there", "ünïcode"]
-    made = jobset(fakes, *FLAGS, "--env=A=it's \"$(HOME)\"", "--", *command)
+    made = jobset(fakes, *FLAGS, '--env=A=it\'s "$(HOME)"', "--", *command)
     _, _, container = parts(made)
     environment = {"HOME": "/root", "A": "a"}
     assert [expanded(word, environment) for word in container["command"]] == command
-    assert expanded(container["env"][1]["value"], environment) == "it's \"$(HOME)\""
+    assert expanded(container["env"][1]["value"], environment) == 'it\'s "$(HOME)"'
     assert container["env"][0] == {"name": "PYTHONUNBUFFERED", "value": "1"}
 
 
@@ -99,9 +99,7 @@ def test_shapes(fakes, flags, slices, hosts, chips):
 def test_the_file_system_that_all_see(fakes):
     _, pod, container = parts(jobset(fakes, *FLAGS, *TRAIN))
     assert container["volumeMounts"] == [{"name": "run", "mountPath": "/mnt/run"}]
-    assert pod["volumes"] == [
-        {"name": "run", "persistentVolumeClaim": {"claimName": "filestore"}}
-    ]
+    assert pod["volumes"] == [{"name": "run", "persistentVolumeClaim": {"claimName": "filestore"}}]
     fakes.forget()
     bucket = ("--claim=", "--bucket=runs", "--service_account=writer")
     made = jobset(fakes, *FLAGS, *bucket, *TRAIN)

@@ -36,7 +36,9 @@ def test_shellcheck():
 
 def test_the_makefile_checks_the_same_files():
     makefile = (CHECKOUT / "Makefile").read_text()
-    (patterns,) = re.findall(r"shellcheck --external-sources --source-path=SCRIPTDIR (.*)", makefile)
+    (patterns,) = re.findall(
+        r"shellcheck --external-sources --source-path=SCRIPTDIR (.*)", makefile
+    )
     checked = {path for pattern in patterns.split() for path in CHECKOUT.glob(pattern)}
     assert checked == {LAUNCH / name for name in SCRIPTS}
 

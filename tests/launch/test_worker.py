@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +15,7 @@ TRAIN = ("--", "python", "-m", "gr_jax.train")
 
 
 @pytest.fixture
-def worker(fakes: Fakes) -> Fakes:
+def worker(fakes: Fakes) -> Iterator[Fakes]:
     fakes.fake("python", PYTHON)
     fakes.answers("python", 0)
     yield fakes
@@ -61,7 +62,7 @@ def test_an_old_python_is_replaced_by_uv(worker):
 
 
 def test_setup_and_variables_come_before_the_command(worker):
-    worker.fake("python", 'printf "%s|" "$A" "$B" >"$FAKES/seen"; ls "$FAKES/mounted" >>"$FAKES/seen"')
+    worker.fake("python", 'cd "$FAKES"; { printf "%s|" "$A" "$B"; ls mounted; } >seen')
     setup = 'mkdir -p "$FAKES/mounted" && touch "$FAKES/mounted/a file"'
     done = worker.run(
         "run_worker.sh", *QUICK, f"--setup={setup}", "--env=A=x y", "--env=B=$Z=1", *TRAIN
