@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,27 @@ def test_the_quoting_is_a_shells(fakes):
             check=True,
         )
         assert done.stdout.decode().split("\0")[:-1] == words
+
+
+def documented() -> list[list[str]]:
+    """The commands of docs/launch.md that run one of these scripts."""
+    text = (CHECKOUT / "docs/launch.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```\n(.*?)^```$", text, re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(x, comments=True) for x in lines if x.startswith("bash launch/")]
+    return [words for words in commands if words[-1] != "..."]  # abbreviations
+
+
+@pytest.mark.parametrize("words", documented(), ids=lambda words: " ".join(words[1:3]))
+def test_documented_commands_are_taken(fakes, words):
+    script = words[1].removeprefix("launch/")
+    at = words.index("--") if "--" in words else len(words)
+    args = [*words[2:at], "--dry_run", *words[at:]]
+    done = fakes.run(script, *args)
+    assert done.returncode == 0, done.stderr
+    assert [call for call in fakes.calls() if call[1] != "-c"] == []
+    if '--gin.CORPUS="/mnt/run/corpus"' in words:
+        assert '--gin.CORPUS="/mnt/run/corpus"' in done.stdout.replace("\\", "")
 
 
 TRAIN = ("--", "python", "-m", "gr_jax.train")
