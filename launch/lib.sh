@@ -178,7 +178,7 @@ worker_command() {
       words+=("--env=$pair")
     done
     words+=("--max_crashes=$max_crashes" -- "${command[@]}")
-    printf 'mkdir -p gr_jax_run && tar -xzf gr_jax.tar.gz -C gr_jax_run launch && '
+    printf '{ mkdir -p gr_jax_run && tar -xzf gr_jax.tar.gz -C gr_jax_run launch; } || exit 1; '
   else
     words+=("--$1")
   fi

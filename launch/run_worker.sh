@@ -158,7 +158,11 @@ main() {
   if flock -n 9; then
     rm -f "$home/status" "$home/pid"
     printf '%s\n' "$asked" >"$home/command"
+    # tar, uv and mount have a status 2 of their own, which is not a user's mistake
+    set -E
+    trap 'note "the worker could not be set up"; exit 1' ERR
     prepare
+    trap - ERR
     if [[ -f $home/log ]]; then
       mv "$home/log" "$home/log.before"
     fi

@@ -71,9 +71,23 @@ def test_setup_and_variables_come_before_the_command(worker):
     assert (worker.root / "seen").read_text() == "x y|$Z=1|a file\n"
 
 
-def test_a_setup_that_fails_trains_nothing(worker):
-    assert worker.run("run_worker.sh", *QUICK, "--setup=false", *TRAIN).returncode == 1
+@pytest.mark.parametrize("where", ["setup", "python3.12", "pip"])
+def test_a_worker_that_cannot_be_set_up_trains_nothing_and_may_be_tried_again(worker, where):
+    flags = ["--install=.[tpu]"]
+    worker.fake("python3.12", PYTHON)
+    if where == "setup":
+        flags.append("--setup=exit 2")
+    elif where == "python3.12":
+        worker.fake("python3.12", "if [[ $* == *venv* ]]; then exit 2; fi")
+    else:
+        worker.fake("python3.12", PYTHON + "if [[ $* == *pip* ]]; then exit 2; fi")
+    done = worker.run("run_worker.sh", *flags, *TRAIN)
+    # not 2, which nothing restarts
+    assert done.returncode == 1 and "the worker could not be set up" in done.stderr
     assert worker.trained() == []
+    # and nothing is left that says a run is under way
+    worker.fake("python3.12", PYTHON)
+    assert worker.run("run_worker.sh", *QUICK, *TRAIN).returncode == 0
 
 
 @pytest.mark.parametrize(
