@@ -1,9 +1,10 @@
 """The Colab notebook, executed from beginning to end by a kernel of this interpreter."""
 
 import json
+import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -76,10 +77,12 @@ def test_a_short_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_run_takes_under_three_minutes_and_finds_things(tmp_path):
-    began = time.monotonic()
+def test_the_whole_run_takes_under_three_minutes_of_one_core_and_finds_things(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     text = executed(tmp_path)
-    assert time.monotonic() - began < 180
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # of processor time: what else the machine does is not the notebook's doing
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 180
     assert "bit for bit the same" in text
-    assert "greatest common divisor of two integers\n  1." in text
-    assert "math.gcd" in text
+    for answer in ("math.gcd", "math.isclose", "shutil.move"):
+        assert re.search(rf"^  1\. .* {answer} ", text, re.M), text[-3000:]
