@@ -45,13 +45,14 @@ find_python() {
 make_environment() {
   local python
   [[ $install ]] || return 0
-  if [[ ! -x $home/venv/bin/python ]]; then
+  # one that was cut short has no pip
+  if ! "$home/venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     if [[ $python ]]; then
-      run "$python" -m venv "$home/venv"
+      run "$python" -m venv --clear "$home/venv"
     else
       run python3 -m pip install --quiet --user --upgrade uv
-      run python3 -m uv venv --quiet --seed --python=3.12 "$home/venv"
+      run python3 -m uv venv --quiet --clear --seed --python=3.12 "$home/venv"
     fi
   fi
   run "$home/venv/bin/python" -m pip install --quiet --constraint constraints.txt "$install"
@@ -92,6 +93,9 @@ supervise() {
     status=0
     "${command[@]}" &
     child=$!
+    if [[ $stopping ]]; then # just now, before there was a child to tell
+      kill -TERM "$child" || true
+    fi
     wait "$child" || status=$?
     while kill -0 "$child" 2>/dev/null; do # a signal ends a wait, not the child
       status=0
@@ -132,6 +136,10 @@ stop_run() {
   if flock -n 9; then
     note "nothing runs here"
     return
+  fi
+  if [[ ! -f $home/pid ]]; then
+    note "the run is being set up: stop it when it has begun"
+    return 1
   fi
   run kill -USR1 "$(<"$home/pid")"
   [[ $dry_run ]] || flock 9 # until it has ended

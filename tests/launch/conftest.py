@@ -53,7 +53,7 @@ esac
 # Makes an environment whose Python is the fake one as well.
 PYTHON = """
 case "$*" in
-  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m venv "*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
   *gr_jax.train*) exit "$(pop python)" ;;
 esac
 """

@@ -34,11 +34,38 @@ def test_the_environment_is_made_once_and_holds_what_is_asked(worker):
         done = worker.run("run_worker.sh", "--install=.[tpu]", "--env=A=x y", *TRAIN)
         assert done.returncode == 0, done.stderr
     made = [call for call in worker.calls("python3.12") if "venv" in call]
-    assert made == [["python3.12", "-m", "venv", f"{worker.home}/gr_jax_run/venv"]]
+    assert made == [["python3.12", "-m", "venv", "--clear", f"{worker.home}/gr_jax_run/venv"]]
     install = ["-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", ".[tpu]"]
     assert ["python", *install] in worker.calls("python")
     # the environment's own Python ran it, not the one of the PATH
     assert (worker.home / "gr_jax_run/venv/bin/python").exists()
+
+
+def test_an_environment_that_was_cut_short_is_made_anew(worker):
+    broken = worker.home / "gr_jax_run/venv/bin/python"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    worker.fake("python3.12", PYTHON)
+    done = worker.run("run_worker.sh", *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert len([call for call in worker.calls("python3.12") if "venv" in call]) == 1
+
+
+def test_a_stop_while_it_is_set_up_says_so(worker):
+    setup = "until [[ -f $FAKES/end ]]; do /bin/sleep 0.02; done"
+    with subprocess.Popen(
+        worker.command("run_worker.sh", *QUICK, f"--setup={setup}", *TRAIN),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=worker.environment,
+    ) as run:
+        while not (worker.home / "gr_jax_run/command").exists():
+            time.sleep(0.02)
+        stopped = worker.run("run_worker.sh", "--stop")
+        (worker.root / "end").touch()
+    assert stopped.returncode == 1 and "the run is being set up" in stopped.stderr
+    assert run.returncode == 0
 
 
 def test_an_old_python_is_replaced_by_uv(worker):
@@ -184,7 +211,7 @@ def test_dry_run_prints_what_would_run_and_runs_nothing(worker):
     python = f"{worker.home}/gr_jax_run/venv/bin/python"
     assert parsed(done.stdout) == [
         ["bash", "-c", "mount_run it"],
-        ["python3.12", "-m", "venv", f"{worker.home}/gr_jax_run/venv"],
+        ["python3.12", "-m", "venv", "--clear", f"{worker.home}/gr_jax_run/venv"],
         [python, "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", ".[tpu]"],
         AWKWARD,
     ]
