@@ -189,7 +189,6 @@ main() {
       sleep "$poll_seconds"
     done
   fi
-  exec 9>&-
   follow
 }
 

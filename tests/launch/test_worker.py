@@ -187,9 +187,11 @@ def test_a_machine_that_goes_down_signals_the_run_once(worker):
     worker.fake(
         "python",
         """
-        trap 'echo TERM >>"$FAKES/signals"; /bin/sleep 0.2; exit 130' TERM
+        trap 'echo TERM >>"$FAKES/signals"; stop=true' TERM
         echo started
-        until [[ -f $FAKES/end ]]; do /bin/sleep 0.02; done
+        until [[ $stop || -f $FAKES/end ]]; do /bin/sleep 0.02; done
+        for _ in {1..15}; do /bin/sleep 0.02; done  # saving
+        exit 130
         """,
     )
     follower = started(worker)
@@ -197,6 +199,7 @@ def test_a_machine_that_goes_down_signals_the_run_once(worker):
     children = subprocess.check_output(["pgrep", "-P", str(supervisor)], text=True).split()
     for pid in (supervisor, *map(int, children)):
         os.kill(pid, signal.SIGTERM)
+        time.sleep(0.1)  # two at once are one
     follower.communicate(timeout=20)
     # 143, not 130: nobody asked for the end
     assert follower.returncode == 143
