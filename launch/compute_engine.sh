@@ -101,7 +101,7 @@ ask_instances() {
     [[ $instance ]] && instances+=("$instance")
     [[ $status == RUNNING ]] && running=$((running + 1))
   done <<<"$answer"
-  ((running > 0 && running == ${#instances[@]} && running >= vms))
+  ((running >= vms))
 }
 
 make_workers() {
