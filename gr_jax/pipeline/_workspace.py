@@ -7,7 +7,7 @@ MODEL_DIR/
   examples/<task>.tsv       training examples as text
   cache/                    training examples as tokens
   checkpoint_<step>/        Orbax
-  train/                    TensorBoard events, metrics.jsonl
+  train/                    TensorBoard events, metrics.jsonl, goodput.jsonl, traces
   runs/<split>.<system>.run TREC runs
   config.gin model-info.txt stages.json index.json report.json report.html
 """
