@@ -24,7 +24,8 @@ def main(*, dry_run: bool = False) -> int:
         )
     except Interrupted as stop:
         reporter.close()
-        reporter.log(f"{stop}; the same command goes on from there")
+        line = str(stop).partition("\n")[0]  # gin has added where it was called from
+        reporter.log(f"{line}; the same command goes on from there")
         return INTERRUPTED
     finally:
         reporter.close()

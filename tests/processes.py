@@ -1,4 +1,4 @@
-"""Two processes that are one run."""
+"""Processes that are one run."""
 
 import os
 import socket
@@ -15,8 +15,10 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def start_two(module: str, *arguments: str, devices: int = 4) -> list[subprocess.Popen]:
-    """Two processes of some CPU devices; `{port}` and `{index}` in the arguments are filled in."""
+def start(
+    module: str, *arguments: str, devices: int = 4, processes: int = 2
+) -> list[subprocess.Popen]:
+    """Processes of some CPU devices each; `{port}` and `{index}` in the arguments are filled in."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -31,7 +33,7 @@ def start_two(module: str, *arguments: str, devices: int = 4) -> list[subprocess
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for i in range(processes)
     ]
 
 

@@ -377,7 +377,7 @@ def _prefetched(
 
 
 class _stop_signals:
-    """While entered, SIGINT and SIGTERM ask to stop instead of killing; a second one kills.
+    """While entered, SIGINT and SIGTERM ask to stop instead of killing; a second SIGINT kills.
 
     Of several processes one is enough: JAX's preemption service has caught SIGTERM since it began,
     tells the others, and finds a step that none of them has done yet.
@@ -399,8 +399,8 @@ class _stop_signals:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def _handle(self, number, frame):
-        if self._asked:
-            raise KeyboardInterrupt
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a scheduler may repeat itself, a person means it
         self._asked = True
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)

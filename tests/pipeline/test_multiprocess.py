@@ -11,7 +11,7 @@ from gr_jax import distributed
 from gr_jax.errors import UserError
 from gr_jax.training import load_eval_parameters
 from tests.pipeline.tiny import BINDINGS
-from tests.processes import ended, start_two
+from tests.processes import ended, start
 
 TOGETHER = (
     "--coordinator_address=localhost:{port}",
@@ -37,12 +37,12 @@ def test_two_processes_make_the_index_that_one_makes(beir, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     split = ("Partitioning.model_parallel=2", "Partitioning.parameter_partitions=2")
     split = tuple(f"--gin_bindings={binding}" for binding in split)
-    pair = start_two(*command(beir, two), *split, *TOGETHER, devices=2)
+    pair = start(*command(beir, two), *split, *TOGETHER, devices=2)
     first, second = ended(pair)
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert "evaluating" in first[2] and "evaluating" not in second[2]
     assert "BM25" in first[1] and "BM25" not in second[1]
-    alone = ended(start_two(*command(beir, one), devices=1)[:1])
+    alone = ended(start(*command(beir, one), devices=1, processes=1))
     assert alone[0][0] == 0, alone
     reports = [json.loads((folder / "report.json").read_text("utf-8")) for folder in (one, two)]
     assert reports[0]["splits"]["test"]["bm25"]["hits@1"] == 1.0
@@ -58,7 +58,7 @@ def test_two_processes_make_the_index_that_one_makes(beir, tmp_path):
 
 def test_a_failure_of_the_first_process_ends_the_others(tmp_path):
     finished = ended(
-        start_two(
+        start(
             "gr_jax.train",
             "--gin_file=gin/runs/beir.gin",
             f'--gin.MODEL_DIR="{tmp_path / "model"}"',

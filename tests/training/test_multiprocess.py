@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gr_jax.training import Partitioner, Partitioning, load_eval_parameters, read_metrics
-from tests.processes import ended, start_two
+from tests.processes import ended, start
 from tests.training.tiny_run import FINGERPRINT, STEPS, partitioner, train_tiny
 
 
@@ -50,7 +50,7 @@ def close(found, expected):
 
 def test_sigterm_to_one_of_two_stops_both_at_one_step(on_one_device, tmp_path):
     arguments = ("tests.training.multiprocess_run", str(tmp_path), "localhost:{port}", "2")
-    processes = start_two(*arguments, "{index}")
+    processes = start(*arguments, "{index}")
     metrics = tmp_path / "train" / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while len(read_metrics(metrics)) < 3 and time.monotonic() < deadline:
@@ -62,7 +62,7 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(on_one_device, tmp_path):
     assert stopped[0][1] == stopped[1][1]
     step = int(stopped[0][1].split()[3])
     assert 3 <= step < STEPS and (tmp_path / f"checkpoint_{step}").exists()
-    finished = ended(start_two(*arguments, "{index}"))
+    finished = ended(start(*arguments, "{index}"))
     assert [result[:2] for result in finished] == [(0, "finished")] * 2, finished
     np.testing.assert_allclose(losses(tmp_path), on_one_device[0], rtol=1e-5)
     parameters, last = load_eval_parameters(tmp_path, FINGERPRINT)
