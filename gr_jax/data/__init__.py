@@ -4,9 +4,11 @@ Importing this package does not import TensorFlow; building a cache does.
 """
 
 from gr_jax.data._batches import Batches, PackedBatch
-from gr_jax.data._cache import MixtureCache, TaskCache, build_cache, register_prepared
+from gr_jax.data._build import build_cache
+from gr_jax.data._cache import MixtureCache, TaskCache
 from gr_jax.data._chunks import document_chunks
-from gr_jax.data._examples import ExampleSource, write_examples
+from gr_jax.data._examples import EXAMPLES_PER_FILE, ExampleSource, example_files, write_examples
+from gr_jax.data._mixture import ExampleMixture, register_prepared
 from gr_jax.data._order import mixture_positions, permute
 from gr_jax.data._tokenizer import (
     BYTES,
@@ -18,7 +20,9 @@ from gr_jax.data._tokenizer import (
 
 __all__ = [
     "BYTES",
+    "EXAMPLES_PER_FILE",
     "Batches",
+    "ExampleMixture",
     "ExampleSource",
     "MixtureCache",
     "PackedBatch",
@@ -26,6 +30,7 @@ __all__ = [
     "Tokenizer",
     "build_cache",
     "document_chunks",
+    "example_files",
     "load_tokenizer",
     "mixture_positions",
     "permute",

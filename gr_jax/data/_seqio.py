@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import glob
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gr_jax.console import hidden_stderr
@@ -28,13 +30,16 @@ def _parse_line(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def register_task(
-    name: str, examples: Path, *, sentencepiece: Path, target_vocab_size: int
+    name: str, files: Sequence[Path], *, sentencepiece: Path, target_vocab_size: int
 ) -> seqio.Task:
-    """Registers (or registers anew) the SeqIO task of one examples file.
+    """Registers (or registers anew) the SeqIO task of a source's example files.
+
+    Its tokens can be kept by `seqio_cache_tasks`: all but the cut to a length and the end token,
+    which are the reader's.
 
     Args:
       name: of the task in SeqIO's registry.
-      examples: the file written by `write_examples`; split `train`.
+      files: those written by `write_examples`; split `train`.
       sentencepiece: model of the input vocabulary, or the file that stands for bytes.
       target_vocab_size: number of docid tokens.
 
@@ -49,10 +54,11 @@ def register_task(
         vocabulary = seqio.SentencePieceVocabulary(str(sentencepiece), extra_ids=0)
     return seqio.TaskRegistry.add(
         name,
-        source=seqio.TextLineDataSource({"train": str(examples)}),  # pyright: ignore[reportArgumentType]
+        source=seqio.TextLineDataSource({"train": [glob.escape(str(file)) for file in files]}),
         preprocessors=[
             _parse_line,
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+            seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={
@@ -68,6 +74,12 @@ def register_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
     """Registers (or registers anew) a mixture of registered tasks with explicit rates."""
     _forget(seqio.MixtureRegistry, name)
     return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def cached_shards(task: seqio.Task) -> int:
+    """Number of files of a task's SeqIO cache."""
+    with tf.io.gfile.GFile(seqio.get_cached_info_path(task.cache_dir, "train")) as stream:
+        return json.load(stream)["num_shards"]
 
 
 def _forget(registry: type, name: str) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gr_jax.corpus import Collection, Corpus
 from gr_jax.data import (
     BYTES,
+    EXAMPLES_PER_FILE,
     Batches,
+    ExampleMixture,
     ExampleSource,
     MixtureCache,
     Tokenizer,
@@ -25,7 +28,7 @@ from gr_jax.data import (
 )
 from gr_jax.docids import DocidAssigner, DocidMap
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_file
+from gr_jax.files import atomic_directory, atomic_file
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
 
@@ -49,6 +52,13 @@ class DataConfig:
       row_length: tokens of a packed row.
       max_per_row: examples of a packed row at most.
       pack: False puts one example in a row.
+      examples_per_file: lines of an example file. The number of files decides over how many hosts
+        another SeqIO program can spread a task, and how many `workers` a task can have here.
+      workers: processes that tokenise the examples.
+      use_cached: read the tasks' SeqIO caches, which `seqio_cache_tasks` makes with as many
+        machines as Beam has; t5x's `USE_CACHED_TASKS`. False tokenises here.
+      cache_dirs: where these are looked for, before `MODEL_DIR/seqio_cache`; t5x's
+        `--seqio_additional_cache_dirs`.
     """
 
     index_rate: float = 0.1
@@ -62,9 +72,16 @@ class DataConfig:
     row_length: int = 64
     max_per_row: int = 8
     pack: bool = True
+    examples_per_file: int = EXAMPLES_PER_FILE
+    workers: int = 1
+    use_cached: bool = False
+    cache_dirs: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("chunk_words", "vocab_size", "input_length", "batch_size", "max_per_row"):
+        for name in (
+            "chunk_words", "vocab_size", "input_length", "batch_size", "max_per_row",
+            "examples_per_file", "workers",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"DataConfig.{name} is {getattr(self, name)}: at least 1 is needed")
         rates = (self.index_rate, self.synthetic_rate, self.queries_rate)
@@ -185,7 +202,10 @@ class _Job:
                     shutil.copyfile(given, temporary)
                 return
             self.log(f"vocabulary: SentencePiece of up to {self.data.vocab_size} pieces")
-            texts = [d.body for d in self.corpus.documents] + [text for text, _ in self.training]
+            texts = itertools.chain(
+                (document.body for document in self.corpus.documents),
+                (text for text, _ in self.training),
+            )
             train_tokenizer(texts, path, vocab_size=self.data.vocab_size)
 
         key = self.workspace.stage(
@@ -208,18 +228,23 @@ class _Job:
         queries: SyntheticQueries,
         upstream: list[str],
     ) -> str:
-        def write(name: str, pairs: Iterable[tuple[str, int]]) -> int:
-            cleaned = ((tokenizer.clean(text), row) for text, row in pairs)
-            return write_examples(self.workspace.examples / f"{name}.tsv", docid_map, cleaned)
-
         def build() -> None:
             self.log(f"examples: {queries.per_document} synthetic queries for each document")
-            chunks = document_chunks(self.corpus, words=self.data.chunk_words)
-            counts = {
-                "index": write("index", chunks),
-                "synthetic": write("synthetic", queries.generate(self.corpus, self.training)),
-                "queries": write("queries", self.training),
-            }
+            with atomic_directory(self.workspace.examples) as folder:
+                counts = {
+                    name: write_examples(
+                        folder,
+                        name,
+                        docid_map,
+                        ((tokenizer.clean(text), row) for text, row in pairs),
+                        per_file=self.data.examples_per_file,
+                    )
+                    for name, pairs in (
+                        ("index", document_chunks(self.corpus, words=self.data.chunk_words)),
+                        ("synthetic", queries.generate(self.corpus, self.training)),
+                        ("queries", self.training),
+                    )
+                }
             self.workspace.note("example_counts", counts)
 
         return self.workspace.stage(
@@ -228,6 +253,7 @@ class _Job:
                 "upstream": upstream,
                 "queries": _describe(queries),
                 "chunk_words": self.data.chunk_words,
+                "examples_per_file": self.data.examples_per_file,
             },
             self.workspace.examples,
             build,
@@ -241,27 +267,36 @@ class _Job:
             "queries": self.data.queries_rate,
         }
         sources = [ExampleSource(name, rates[name], counts[name]) for name in rates]
+        mixture = ExampleMixture(
+            name="gr_jax",
+            directory=self.workspace.examples,
+            sources=sources,
+            sentencepiece=self.workspace.sentencepiece,
+            target_vocab_size=docid_map.vocabulary.size,
+        )
+        caches = (*self.data.cache_dirs, str(self.workspace.seqio_cache))
 
         def build() -> None:
             parts = ", ".join(f"{source.examples:,} {source.name}" for source in sources)
             self.log(f"cache: {parts} examples")
+            mixture.save()  # first: SeqIO's own caching needs it
             build_cache(
                 self.workspace.cache,
-                name="gr_jax",
-                examples=self.workspace.examples,
-                sources=sources,
-                sentencepiece=self.workspace.sentencepiece,
-                target_vocab_size=docid_map.vocabulary.size,
+                mixture,
                 input_length=self.data.input_length,
                 target_length=docid_map.vocabulary.max_tokens,
+                cache_dirs=caches if self.data.use_cached else (),
+                workers=self.data.workers,
             )
 
-        self.workspace.stage(
-            "cache",
-            {"examples": examples_key, "rates": rates, "input_length": self.data.input_length},
-            self.workspace.cache / "mixture.json",
-            build,
-        )
+        settings = {
+            "examples": examples_key,
+            "rates": rates,
+            "input_length": self.data.input_length,
+        }
+        if self.data.use_cached:  # the same examples in another order
+            settings["use_cached"] = True
+        self.workspace.stage("cache", settings, self.workspace.cache / "mixture.json", build)
         return MixtureCache.load(self.workspace.cache)
 
 
