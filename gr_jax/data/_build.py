@@ -24,7 +24,7 @@ from gr_jax.errors import UserError
 from gr_jax.files import atomic_directory
 
 _READ_BATCH = 4096
-_BLOCK = 2**20  # lengths that are added up at a time
+_BLOCK = 2**16  # lengths that are added up at a time
 _SAMPLES = 64  # examples of a task that must be in its SeqIO cache
 
 
@@ -115,13 +115,12 @@ def _prepare(mixture: ExampleMixture, cache_dirs: tuple[str, ...]) -> Any:
     if cache_dirs:
         from gr_jax.data import _seqio
 
-        _seqio.seqio.add_global_cache_dirs(list(cache_dirs))
         for task in registered.tasks:
-            if not task.cache_dir:
+            if not _seqio.find_cache(task, cache_dirs):
                 raise UserError(
                     f"{task.name} is in no SeqIO cache; make one with GR_JAX_MODEL_DIR="
                     f"{mixture.directory.parent} seqio_cache_tasks --tasks={mixture.name}_.* "
-                    f"--module_import=gr_jax.tasks.model_dir --output_cache_dir={cache_dirs[0]}"
+                    f"--module_import=gr_jax.tasks.model_dir --output_cache_dir={cache_dirs[-1]}"
                 )
     return registered
 

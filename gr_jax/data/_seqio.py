@@ -76,6 +76,16 @@ def register_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
     return seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
+def find_cache(task: seqio.Task, folders: Sequence[str]) -> bool:
+    """Whether one of the folders has the task's SeqIO cache; if so, the task reads that one."""
+    others = seqio.get_global_cache_dirs()
+    seqio.set_global_cache_dirs(folders)
+    try:
+        return task.cache_dir is not None  # looked up once: the task remembers it
+    finally:
+        seqio.set_global_cache_dirs(others)
+
+
 def cached_shards(task: seqio.Task) -> int:
     """Number of files of a task's SeqIO cache."""
     with tf.io.gfile.GFile(seqio.get_cached_info_path(task.cache_dir, "train")) as stream:
