@@ -1,6 +1,7 @@
 """T5 in Flax Linen with t5x's names, and the pure functions that the rest of gr_jax calls."""
 
 from gr_jax.models._config import T5Config
+from gr_jax.models._flops import decoding_flops, training_flops
 from gr_jax.models._functions import (
     count_parameters,
     decode_train,
@@ -36,6 +37,7 @@ __all__ = [
     "cross_entropy_loss",
     "decode_block",
     "decode_train",
+    "decoding_flops",
     "encode",
     "encode_cross",
     "init_parameters",
@@ -43,4 +45,5 @@ __all__ = [
     "output_log_norm",
     "output_logits",
     "prepare_inference",
+    "training_flops",
 ]
