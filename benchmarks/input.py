@@ -52,17 +52,18 @@ RATES = {"index": 0.05, "synthetic": 0.8, "queries": 0.15}
 
 
 class Setting(NamedTuple):
-    """A model on a slice; `shards` are the equal parts that its batches are in."""
+    """A model of so many parameters, more or less, on a slice."""
 
     model: str
+    parameters: float
     slice: str
     chips: int
     hosts: int
 
 
 SETTINGS = {
-    "xxl": Setting("t5_1_1_xxl", "v5e-256", chips=256, hosts=64),
-    "base": Setting("t5_1_1_base", "v5e-8", chips=8, hosts=1),
+    "xxl": Setting("t5_1_1_xxl", 11e9, "v5e-256", chips=256, hosts=64),
+    "base": Setting("t5_1_1_base", 0.24e9, "v5e-8", chips=8, hosts=1),
 }
 
 
@@ -149,7 +150,8 @@ def fastest_step(setting: Setting, rows: int, pack: bool, pods: Path | None) -> 
         for record in records
         if record.get("topology") == setting.slice
         and record.get("utilisation")
-        and setting.model in json.dumps(record.get("settings"))
+        and record["program"] == "train"
+        and 0.8 < record["parameters"] / setting.parameters < 1.2
     ]
     if utilisations:
         return ideal / max(utilisations), "roofline"

@@ -17,11 +17,11 @@ FLAGS = {
     "run_mode": "python -m gr_jax.train, gr_jax.eval or gr_jax.infer",
     "tfds_data_dir": "none: no TFDS data is read; leave it out, --gin.CORPUS is a BEIR folder",
     "seqio_additional_cache_dirs": "the same; looked through before MODEL_DIR/seqio_cache",
-    "multiprocess_gpu": "none: one process with all its devices; leave it out",
-    "coordinator_address": "none: one process only; leave it out",
-    "process_count": "none: one process only; leave it out",
-    "process_index": "none: one process only; leave it out",
-    "initialization_timeout": "none: one process only; leave it out",
+    "multiprocess_gpu": "the same; found by itself on Cloud TPUs and under srun",
+    "coordinator_address": "the same",
+    "process_count": "the same",
+    "process_index": "the same",
+    "initialization_timeout": "the same",
     "shard_id": "none: split the queries file, and give each part to its own gr_jax.infer",
 }
 

@@ -51,9 +51,21 @@ class Reporter:
     On a terminal the bar moves in place; otherwise a line is printed every half minute.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet_seconds: float = 30.0):
-        """Reports to `console`, standard error by default: standard output is for results."""
-        self.console = console or Console(file=sys.stderr, highlight=False)
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        quiet_seconds: float = 30.0,
+    ):
+        """Reports to `console`, standard error by default: standard output is for results.
+
+        Args:
+          console: where to.
+          quiet: report nothing: there is another process that does.
+          quiet_seconds: between two lines about training.
+        """
+        self.console = console or Console(file=sys.stderr, highlight=False, quiet=quiet)
         self._quiet = quiet_seconds
         self._last = float("-inf")
         self._bar: Progress | None = None

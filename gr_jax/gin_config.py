@@ -1,9 +1,10 @@
 """gin on the command line, with t5x's flags and habits.
 
 `--gin_file=F` (repeatable), `--gin_search_paths=A,B`, `--gin_bindings='NAME = VALUE'` (repeatable),
-`--gin.NAME=VALUE`, `--seqio_additional_cache_dirs=A,B` and `--dry_run`. Later files and bindings
-win. An unknown binding is an error; for one of t5x's, the error says what there is instead. The
-library itself knows nothing of gin.
+`--gin.NAME=VALUE`, `--seqio_additional_cache_dirs=A,B` and `--dry_run`; of several processes,
+`--multiprocess_gpu`, `--coordinator_address`, `--process_count`, `--process_index` and
+`--initialization_timeout`. Later files and bindings win. An unknown binding is an error; for one of
+t5x's, the error says what there is instead. The library itself knows nothing of gin.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from gr_jax import RESOURCES, _t5x_names
+from gr_jax import RESOURCES, _t5x_names, distributed
 from gr_jax.console import quiet_libraries
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
@@ -40,6 +41,17 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool(
         "dry_run", False, "Check all that is given, print the configuration, write nothing."
+    )
+    flags.DEFINE_bool(
+        "multiprocess_gpu",
+        False,
+        "Join the run's other processes; on Cloud TPUs and under srun that is done anyway.",
+    )
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, the same for all.")
+    flags.DEFINE_integer("process_count", None, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer(
+        "initialization_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
     )
 
 
@@ -192,6 +204,13 @@ def _guarded(main: Callable[..., int | None], argv: list[str]) -> None:
     try:
         if not flags.FLAGS.gin_file:
             raise UserError("give a configuration: --gin_file=gin/experiments/squad2k.gin")
+        distributed.initialize(
+            flags.FLAGS.coordinator_address,
+            flags.FLAGS.process_count,
+            flags.FLAGS.process_index,
+            wanted=flags.FLAGS.multiprocess_gpu,
+            timeout=flags.FLAGS.initialization_timeout,
+        )
         bindings = flags.FLAGS.gin_bindings or []
         if folders := flags.FLAGS.seqio_additional_cache_dirs:
             bindings = [f"pipeline.DataConfig.cache_dirs = {tuple(folders)}", *bindings]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gr_jax import distributed
 from gr_jax.corpus import Collection, read_queries
 from gr_jax.decoding import Score
 from gr_jax.docids import DocidAssigner
@@ -74,17 +75,20 @@ def train(
       UserError: something in the input or the settings is wrong.
       Interrupted: asked to stop; the state is saved.
     """
-    workspace = Workspace(model_dir)
     partitioner = Partitioner.make(trainer.partitioning)
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
-    if not workspace.trained:  # a run that goes on has its parameters
-        initial.check()
-    collection = load_collection(corpus, strict=strict)
-    log(_describe_collection(collection))
-    if dry_run:
-        check_inputs(workspace, collection, docids=docids, data=data)
-        return
-    prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
+    with distributed.first_process_first("preparation"):
+        workspace = Workspace(model_dir)
+        if not workspace.trained:  # a run that goes on has its parameters
+            initial.check()
+        collection = load_collection(corpus, strict=strict)
+        log(_describe_collection(collection))
+        if dry_run:
+            check_inputs(workspace, collection, docids=docids, data=data)
+            return
+        prepared = prepare(
+            workspace, collection, docids=docids, queries=queries, data=data, log=log
+        )
     config = _sized(model, prepared)
     shardings = partitioner.parameters(config)  # refuses what does not divide
     start = initial.origin()
@@ -106,7 +110,8 @@ def train(
         seed=trainer.seed,
         command=_command(),
     )
-    if not workspace.trained:  # a run that goes on keeps the record of how it began
+    writes = distributed.is_first()
+    if writes and not workspace.trained:  # a run that goes on keeps the record of how it began
         spec.save(workspace.index)
         started(workspace.path)
     log(f"training: {total_steps:,} steps of {data.batch_size} examples")
@@ -127,7 +132,7 @@ def train(
             progress=progress,
         )
     finally:
-        if not finished:
+        if writes and not finished:
             workspace.note("train_seconds", round(before + time.perf_counter() - began, 3))
 
 
@@ -151,7 +156,7 @@ def run(
     """The whole job: `train`, then `evaluate`; see both for the arguments.
 
     Returns:
-      The report; None after a dry run.
+      The report; None after a dry run, and in all processes but the first.
     """
     train(
         model_dir=model_dir,
@@ -170,13 +175,16 @@ def run(
     )
     if dry_run:
         return None
-    return evaluate(
-        model_dir=model_dir,
-        corpus=corpus,
-        strict=strict,
-        config=evaluation,
-        log=log,
-        again=False,
+    return distributed.only_first(
+        "evaluation",
+        lambda: evaluate(
+            model_dir=model_dir,
+            corpus=corpus,
+            strict=strict,
+            config=evaluation,
+            log=log,
+            again=False,
+        ),
     )
 
 
@@ -301,9 +309,11 @@ def _total_steps(
         partitioner,
         prepared.docid_map,
     )
+    seconds = distributed.from_first("timing", seconds)
     steps = max(round(trainer.minutes * 60 / seconds), 1)
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")
-    workspace.note("plan", {"settings": settings, "steps": steps})
+    if distributed.is_first():
+        workspace.note("plan", {"settings": settings, "steps": steps})
     return steps
 
 

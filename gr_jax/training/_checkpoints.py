@@ -56,7 +56,10 @@ class Checkpoints:
     """Saves in the background, atomically, and restores the newest."""
 
     def __init__(self, model_dir: Path, *, keep: int | None = 2, read_only: bool = False):
-        """Opens `model_dir`, made if needed; `read_only` leaves it as it is."""
+        """Opens `model_dir`, made if needed; `read_only` leaves it as it is.
+
+        All processes of a run open it together to write; to read, each does so alone.
+        """
         self._directory = Path(model_dir).absolute()
         if not read_only:
             with disk_errors(self._directory):
@@ -72,6 +75,7 @@ class Checkpoints:
                 # a reader must not: they may be a save in flight
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
+                multiprocessing_options=_alone() if read_only else _together(),
             ),
             item_names=("state", "identity"),
         )
@@ -148,8 +152,12 @@ class Checkpoints:
           UserError: the checkpoint is damaged.
         """
         path = self._directory / f"checkpoint_{step}"
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        with damage(path, "the checkpoint is damaged"), ocp.PyTreeCheckpointer() as checkpointer:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        reader = ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone()),
+            multiprocessing_options=_alone(),
+        )
+        with damage(path, "the checkpoint is damaged"), reader as checkpointer:
             tree = checkpointer.metadata(path / "state").item_metadata.tree
             name = "params" if tree["ema"] is None else "ema"
             wanted = jax.tree.map(
@@ -170,6 +178,20 @@ class Checkpoints:
         """Waits for pending saves and releases the directory."""
         self.wait()
         self._manager.close()
+
+
+def _together() -> ocp.options.MultiprocessingOptions:
+    return ocp.options.MultiprocessingOptions()
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For what one process does while others may be waiting for it."""
+    if jax.process_count() == 1:
+        return _together()
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"only_{process}"
+    )
 
 
 def model_settings(text: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gr_jax import distributed
 from gr_jax.data import Batches
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
@@ -84,8 +85,9 @@ def failure(
             _examples(batches, step - 2, docid_map) if step > 1 else []
         ),
     }
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    if distributed.is_first():
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     named = ", ".join(
         f"{e['task']}/{e['example']}" + (f" ({e['document']})" if "document" in e else "")
         for e in examples[:_NAMED]

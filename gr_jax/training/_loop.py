@@ -6,17 +6,20 @@ import concurrent.futures
 import dataclasses
 import json
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
+from gr_jax import distributed
 from gr_jax.data import Batches
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
@@ -168,7 +171,8 @@ def train(
         else:
             shapes = abstract_state(model, optimizer, partitioner, ema=ema)
             state = checkpoints.restore(latest, shapes, identity)
-        write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
+        if distributed.is_first():
+            write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
         first = int(state.step)
         metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
 
@@ -181,16 +185,17 @@ def train(
 
         reporter = _Reporter(config, metrics, total_steps, progress, failed)
         try:
-            with _stop_signals() as stopped:
+            with _stop_signals() as stop:
                 for step, batch in _prefetched(batches, first, total_steps):
                     rate = config.schedule(step, total_steps)
                     state, step_metrics = run_step(state, batch.arrays, rate)
                     done = step + 1
                     reporter(done, batch, step_metrics, rate)
-                    if done % config.save_period == 0 or done == total_steps or stopped.is_set():
+                    stopping = stop.requested(done)
+                    if done % config.save_period == 0 or done == total_steps or stopping:
                         reporter.check(done, state)
                         checkpoints.save(done, state, identity)
-                    if stopped.is_set() and done < total_steps:
+                    if stopping and done < total_steps:
                         checkpoints.wait()
                         raise Interrupted(f"stopped at step {done} of {total_steps}")
         finally:
@@ -220,9 +225,12 @@ def step_function(
     docid_map: DocidMap | None = None,
 ) -> Callable[[TrainState, dict[str, np.ndarray], float], tuple[TrainState, Any]]:
     """`train_step` with all but state, batch and learning rate filled in."""
-    dropout_key = jax.device_put(jax.random.key(config.seed + 1), partitioner.replicated)
+    # made in place, and put there from the host: other processes' devices take no local array
+    make_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=partitioner.replicated)
+    dropout_key = make_key(config.seed + 1)
     restriction = jax.device_put(
-        make_restriction(config.softmax, docid_map), partitioner.replicated
+        jax.tree.map(np.asarray, make_restriction(config.softmax, docid_map)),
+        partitioner.replicated,
     )
 
     def run(state: TrainState, arrays: dict[str, np.ndarray], rate: float):
@@ -354,20 +362,33 @@ def _sum(tree: Any) -> jax.Array:
 
 
 class _stop_signals:
-    """While entered, SIGINT and SIGTERM set an event instead of killing; a second one kills."""
+    """While entered, SIGINT and SIGTERM ask to stop instead of killing; a second one kills.
 
-    def __enter__(self) -> threading.Event:
-        self._event = threading.Event()
+    Of several processes one is enough: JAX's preemption service has caught SIGTERM since it began,
+    tells the others, and finds a step that none of them has done yet.
+    """
+
+    def __enter__(self) -> Self:
+        self._asked = False
         self._old = {}
+        self._alone = jax.process_count() == 1
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
                 self._old[number] = signal.signal(number, self._handle)
-        return self._event
+        return self
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked after every step."""
+        if self._alone:
+            return self._asked
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def _handle(self, number, frame):
-        if self._event.is_set():
+        if self._asked:
             raise KeyboardInterrupt
-        self._event.set()
+        self._asked = True
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, *_):
         for number, handler in self._old.items():
