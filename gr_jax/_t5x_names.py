@@ -25,7 +25,6 @@ FLAGS = {
     "shard_id": "none: split the queries file, and give each part to its own gr_jax.infer",
 }
 
-_CORPUS = "CORPUS; gr_jax makes its own mixture from it, weighted by pipeline.DataConfig"
 MACROS = {
     "MODEL_DIR": "the same; eval and infer need it too",
     "TRAIN_STEPS": "the same; counted from 0, so without the steps of the pretraining",
@@ -43,8 +42,8 @@ MACROS = {
     "LOSS_NORMALIZING_FACTOR": "the same; None is the number of target tokens, t5x's None is 1.0",
     "MODEL": "a second --gin_file of gin/models, or pipeline.run.model",
     "VOCABULARY": "SENTENCEPIECE; a file, and None trains one on the corpus",
-    "MIXTURE_OR_TASK_NAME": _CORPUS,
-    "MIXTURE_OR_TASK_MODULE": _CORPUS,
+    "MIXTURE_OR_TASK_NAME": "the same; text -> docid tokens, and None makes one from CORPUS",
+    "MIXTURE_OR_TASK_MODULE": "the same",
     "TASK_FEATURE_LENGTHS": "pipeline.DataConfig.input_length; targets are as long as docids are",
     "FEATURE_LENGTHS": "pipeline.DataConfig.input_length; targets are as long as docids are",
     "USE_CACHED_TASKS": "the same; False by default, and read once into the token cache",
@@ -61,14 +60,15 @@ MACROS = {
 
 # By configurable and parameter; configurables without one stand for all others of theirs.
 SETTINGS = {
-    "utils.DatasetConfig": "pipeline.DataConfig; of the mixture that is made from CORPUS",
+    "utils.DatasetConfig": "pipeline.DataConfig",
     "utils.DatasetConfig.batch_size": "pipeline.DataConfig.batch_size",
     "utils.DatasetConfig.pack": "pipeline.DataConfig.pack",
     "utils.DatasetConfig.task_feature_lengths": "pipeline.DataConfig.input_length",
     "utils.DatasetConfig.use_cached": "pipeline.DataConfig.use_cached",
     "utils.DatasetConfig.seed": "training.TrainConfig.seed",
     "utils.DatasetConfig.split": "none: qrels/train.tsv is trained on, other qrels evaluated on",
-    "utils.DatasetConfig.mixture_or_task_name": "pipeline.run.corpus",
+    "utils.DatasetConfig.mixture_or_task_name": "pipeline.DataConfig.mixture",
+    "utils.DatasetConfig.module": "pipeline.DataConfig.mixture_module",
     "utils.CheckpointConfig": "training.TrainConfig and pipeline.InitialCheckpoint",
     "utils.SaveCheckpointConfig": "training.TrainConfig; save_period and keep",
     "utils.SaveCheckpointConfig.period": "training.TrainConfig.save_period",

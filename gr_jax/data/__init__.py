@@ -6,9 +6,10 @@ Importing this package does not import TensorFlow; building a cache does.
 from gr_jax.data._batches import Batches, PackedBatch
 from gr_jax.data._build import build_cache
 from gr_jax.data._cache import MixtureCache, TaskCache
+from gr_jax.data._checks import check_tokens
 from gr_jax.data._chunks import document_chunks
 from gr_jax.data._examples import EXAMPLES_PER_FILE, ExampleSource, example_files, write_examples
-from gr_jax.data._mixture import ExampleMixture, register_prepared
+from gr_jax.data._mixture import ExampleMixture, MixtureSource, RegisteredMixture, register_prepared
 from gr_jax.data._order import mixture_positions, permute
 from gr_jax.data._tokenizer import (
     BYTES,
@@ -25,10 +26,13 @@ __all__ = [
     "ExampleMixture",
     "ExampleSource",
     "MixtureCache",
+    "MixtureSource",
     "PackedBatch",
+    "RegisteredMixture",
     "TaskCache",
     "Tokenizer",
     "build_cache",
+    "check_tokens",
     "document_chunks",
     "example_files",
     "load_tokenizer",

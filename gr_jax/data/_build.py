@@ -19,7 +19,7 @@ import numpy as np
 
 from gr_jax.data._cache import FEATURES, MixtureCache
 from gr_jax.data._growing import GrowingArray
-from gr_jax.data._mixture import ExampleMixture
+from gr_jax.data._mixture import MixtureSource
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_directory
 
@@ -55,7 +55,7 @@ class _Shard(NamedTuple):
 
 def build_cache(
     directory: Path,
-    mixture: ExampleMixture,
+    mixture: MixtureSource,
     *,
     input_length: int,
     target_length: int,
@@ -94,10 +94,10 @@ def build_cache(
                     for shard in of_task:
                         missing -= next(found)
                         joined.append(shard)
-                    if missing or (cache_dirs and joined.examples != mixture.used[task].examples):
+                    if missing or mixture.examples(task) not in (None, joined.examples):
                         raise UserError(
-                            f"the SeqIO cache of {task} is of other examples than those in "
-                            f"{mixture.directory}; delete it, or make it again with --overwrite"
+                            f"the SeqIO cache of {task} is of other examples than the task has; "
+                            "delete it, or make it again with --overwrite"
                         )
         parts.rmdir()
         header = {
@@ -109,7 +109,7 @@ def build_cache(
     return MixtureCache.load(directory)
 
 
-def _prepare(mixture: ExampleMixture, cache_dirs: tuple[str, ...]) -> Any:
+def _prepare(mixture: MixtureSource, cache_dirs: tuple[str, ...]) -> Any:
     """Registers with the SeqIO of this process."""
     registered = mixture.register()
     if cache_dirs:
@@ -118,15 +118,14 @@ def _prepare(mixture: ExampleMixture, cache_dirs: tuple[str, ...]) -> Any:
         for task in registered.tasks:
             if not _seqio.find_cache(task, cache_dirs):
                 raise UserError(
-                    f"{task.name} is in no SeqIO cache; make one with GR_JAX_MODEL_DIR="
-                    f"{mixture.directory.parent} seqio_cache_tasks --tasks={mixture.name}_.* "
-                    f"--module_import=gr_jax.tasks.model_dir --output_cache_dir={cache_dirs[-1]}"
+                    f"{task.name} is in no SeqIO cache; make one with "
+                    f"{mixture.caching_command(cache_dirs[-1])}"
                 )
     return registered
 
 
 def _shards(
-    task: Any, mixture: ExampleMixture, folder: Path, lengths: Mapping[str, int], *, cached: bool
+    task: Any, mixture: MixtureSource, folder: Path, lengths: Mapping[str, int], *, cached: bool
 ) -> list[_Shard]:
     of = len(task.source.list_shards("train"))
     samples = frozenset()
@@ -134,7 +133,8 @@ def _shards(
         from gr_jax.data import _seqio
 
         of = _seqio.cached_shards(task)
-        samples = _sample(task, lengths)
+        if mixture.examples(task.name) is not None:
+            samples = _sample(task, lengths)
     stems = (folder / f"{mixture.short(task.name)}-{number:05}" for number in range(of))
     return [
         _Shard(task.name, number, of, lengths, cached, samples, stem)
@@ -144,7 +144,7 @@ def _shards(
 
 def _run(
     stack: ExitStack,
-    mixture: ExampleMixture,
+    mixture: MixtureSource,
     cache_dirs: tuple[str, ...],
     workers: int,
     shards: list[_Shard],

@@ -1,12 +1,13 @@
-"""Where a mixture comes from: our example files, as SeqIO tasks."""
+"""Where a mixture comes from: our example files as SeqIO tasks, or a module that registers one."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from gr_jax.data._examples import ExampleSource, example_files
 from gr_jax.docids import DocidMap
@@ -14,6 +15,71 @@ from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
 
 _FILE = "mixture.json"
+
+
+class MixtureSource(Protocol):
+    """What `build_cache` reads; it travels to the processes that tokenise."""
+
+    @property
+    def name(self) -> str:
+        """Of the mixture."""
+        ...
+
+    def register(self) -> Any:
+        """Makes SeqIO of this process know the tasks, and returns its mixture."""
+        ...
+
+    def short(self, task: str) -> str:
+        """What a SeqIO task is called in the token cache."""
+        ...
+
+    def examples(self, task: str) -> int | None:
+        """Number of a task's examples, which are always the same; None if that is not known."""
+        ...
+
+    def caching_command(self, folder: str) -> str:
+        """How to make the tasks' SeqIO caches in `folder`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredMixture:
+    """A mixture or task of `text -> docid tokens` that is registered with SeqIO elsewhere.
+
+    Attributes:
+      name: SeqIO's.
+      module: to import first, which registers it; None if that has been done.
+    """
+
+    name: str
+    module: str | None = None
+
+    def register(self) -> Any:
+        """See `MixtureSource`.
+
+        Raises:
+          UserError: the module cannot be imported, or registers nothing of this name.
+        """
+        from gr_jax.data import _seqio  # TensorFlow
+
+        if self.module:
+            try:
+                importlib.import_module(self.module)
+            except ImportError as error:
+                raise UserError(f"{self.module}: cannot be imported ({error})") from error
+        return _seqio.registered_mixture(self.name)
+
+    def short(self, task: str) -> str:
+        """See `MixtureSource`: the same."""
+        return task
+
+    def examples(self, task: str) -> None:
+        """See `MixtureSource`: a task may make what it likes of its source."""
+
+    def caching_command(self, folder: str) -> str:
+        """See `MixtureSource`."""
+        module = self.module or "MODULE"
+        return f"seqio_cache_tasks --tasks=... --module_import={module} --output_cache_dir={folder}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +106,19 @@ class ExampleMixture:
         return {f"{self.name}_{s.name}": s for s in self.sources if s.examples and s.rate > 0}
 
     def short(self, task: str) -> str:
-        """What a SeqIO task is called in the token cache."""
+        """See `MixtureSource`: the source's name."""
         return self.used[task].name
+
+    def examples(self, task: str) -> int:
+        """See `MixtureSource`."""
+        return self.used[task].examples
+
+    def caching_command(self, folder: str) -> str:
+        """See `MixtureSource`."""
+        return (
+            f"GR_JAX_MODEL_DIR={self.directory.parent} seqio_cache_tasks --tasks={self.name}_.* "
+            f"--module_import=gr_jax.tasks.model_dir --output_cache_dir={folder}"
+        )
 
     def register(self) -> Any:
         """Registers the tasks (or registers them anew) and returns SeqIO's mixture.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import glob
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from gr_jax.console import hidden_stderr
 from gr_jax.data._tokenizer import is_bytes
+from gr_jax.errors import UserError
 
 with hidden_stderr():  # TensorFlow greets with a screenful of hardware it did not find
     import seqio
@@ -54,7 +56,9 @@ def register_task(
         vocabulary = seqio.SentencePieceVocabulary(str(sentencepiece), extra_ids=0)
     return seqio.TaskRegistry.add(
         name,
-        source=seqio.TextLineDataSource({"train": [glob.escape(str(file)) for file in files]}),
+        source=seqio.TextLineDataSource(  # pyright: ignore[reportArgumentType]
+            {"train": [glob.escape(str(file)) for file in files]}
+        ),
         preprocessors=[
             _parse_line,
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
@@ -74,6 +78,28 @@ def register_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
     """Registers (or registers anew) a mixture of registered tasks with explicit rates."""
     _forget(seqio.MixtureRegistry, name)
     return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def registered_mixture(name: str) -> seqio.Mixture:
+    """What is registered under a name; a task as a mixture of itself.
+
+    Raises:
+      UserError: nothing is, or it has not the features and the split that training reads.
+    """
+    names = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else "import the module that registers it"
+        raise UserError(f"{name}: no such SeqIO mixture or task; {hint}")
+    found = seqio.get_mixture_or_task(name)
+    if isinstance(found, seqio.Task):
+        found = seqio.Mixture(name, [(found, 1.0)])
+    for task in found.tasks:
+        missing = {"inputs", "targets"} - set(task.output_features)
+        if missing or "train" not in task.splits:
+            lacks = f"feature {min(missing)}" if missing else "split train"
+            raise UserError(f"{task.name}: the SeqIO task has no {lacks}")
+    return found
 
 
 def find_cache(task: seqio.Task, folders: Sequence[str]) -> bool:

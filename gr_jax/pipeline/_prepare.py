@@ -18,8 +18,11 @@ from gr_jax.data import (
     ExampleMixture,
     ExampleSource,
     MixtureCache,
+    MixtureSource,
+    RegisteredMixture,
     Tokenizer,
     build_cache,
+    check_tokens,
     document_chunks,
     load_tokenizer,
     train_tokenizer,
@@ -59,6 +62,10 @@ class DataConfig:
         machines as Beam has; t5x's `USE_CACHED_TASKS`. False tokenises here.
       cache_dirs: where these are looked for, before `MODEL_DIR/seqio_cache`; t5x's
         `--seqio_additional_cache_dirs`.
+      mixture: a SeqIO mixture or task of `text -> docid tokens` to train on instead of the examples
+        that are made here, at its own rates; t5x's `MIXTURE_OR_TASK_NAME`. Its tokens are those of
+        `sentencepiece`, and its docids those of `MODEL_DIR/docids`.
+      mixture_module: registers it; t5x's `MIXTURE_OR_TASK_MODULE`.
     """
 
     index_rate: float = 0.1
@@ -76,6 +83,8 @@ class DataConfig:
     workers: int = 1
     use_cached: bool = False
     cache_dirs: tuple[str, ...] = ()
+    mixture: str | None = None
+    mixture_module: str | None = None
 
     def __post_init__(self):
         for name in (
@@ -141,8 +150,14 @@ def prepare(
     job = _Job(workspace, collection.corpus, training, data, log)
     docid_map, docid_key = job.assign_docids(docids)
     tokenizer, vocabulary_key = job.make_vocabulary()
-    examples_key = job.write_examples(docid_map, tokenizer, queries, [docid_key, vocabulary_key])
-    return Prepared(docid_map, tokenizer, job.build_cache(docid_map, examples_key), data)
+    upstream = [docid_key, vocabulary_key]
+    if data.mixture is None:
+        cache = job.cache_examples(
+            docid_map, job.write_examples(docid_map, tokenizer, queries, upstream)
+        )
+    else:
+        cache = job.cache_mixture(docid_map, tokenizer, upstream)
+    return Prepared(docid_map, tokenizer, cache, data)
 
 
 def check_inputs(
@@ -259,45 +274,60 @@ class _Job:
             build,
         )
 
-    def build_cache(self, docid_map: DocidMap, examples_key: str) -> MixtureCache:
+    def cache_examples(self, docid_map: DocidMap, examples_key: str) -> MixtureCache:
         counts = self.workspace.noted("example_counts")
         rates = {
             "index": self.data.index_rate,
             "synthetic": self.data.synthetic_rate,
             "queries": self.data.queries_rate,
         }
-        sources = [ExampleSource(name, rates[name], counts[name]) for name in rates]
         mixture = ExampleMixture(
             name="gr_jax",
             directory=self.workspace.examples,
-            sources=sources,
+            sources=[ExampleSource(name, rates[name], counts[name]) for name in rates],
             sentencepiece=self.workspace.sentencepiece,
             target_vocab_size=docid_map.vocabulary.size,
         )
-        caches = (*self.data.cache_dirs, str(self.workspace.seqio_cache))
 
         def build() -> None:
-            parts = ", ".join(f"{source.examples:,} {source.name}" for source in sources)
+            parts = ", ".join(f"{source.examples:,} {source.name}" for source in mixture.sources)
             self.log(f"cache: {parts} examples")
             mixture.save()  # first: SeqIO's own caching needs it
-            build_cache(
-                self.workspace.cache,
-                mixture,
-                input_length=self.data.input_length,
-                target_length=docid_map.vocabulary.max_tokens,
-                cache_dirs=caches if self.data.use_cached else (),
-                workers=self.data.workers,
-            )
+            self._build_cache(mixture, docid_map.vocabulary.max_tokens)
 
-        settings = {
-            "examples": examples_key,
-            "rates": rates,
-            "input_length": self.data.input_length,
-        }
+        return self._cache({"examples": examples_key, "rates": rates}, build)
+
+    def cache_mixture(
+        self, docid_map: DocidMap, tokenizer: Tokenizer, upstream: list[str]
+    ) -> MixtureCache:
+        assert self.data.mixture is not None
+        mixture = RegisteredMixture(self.data.mixture, self.data.mixture_module)
+
+        def build() -> None:
+            self.log(f"cache: all examples of {mixture.name}")
+            # with room for one token more than docids have, so that one too many is seen
+            cache = self._build_cache(mixture, docid_map.vocabulary.max_tokens + 1)
+            check_tokens(cache, docid_map, tokenizer.vocab_size)
+
+        return self._cache({"upstream": upstream, "mixture": mixture.name}, build)
+
+    def _cache(self, settings: dict[str, Any], build: Callable[[], None]) -> MixtureCache:
+        settings["input_length"] = self.data.input_length
         if self.data.use_cached:  # the same examples in another order
             settings["use_cached"] = True
         self.workspace.stage("cache", settings, self.workspace.cache / "mixture.json", build)
         return MixtureCache.load(self.workspace.cache)
+
+    def _build_cache(self, mixture: MixtureSource, target_length: int) -> MixtureCache:
+        caches = (*self.data.cache_dirs, str(self.workspace.seqio_cache))
+        return build_cache(
+            self.workspace.cache,
+            mixture,
+            input_length=self.data.input_length,
+            target_length=target_length,
+            cache_dirs=caches if self.data.use_cached else (),
+            workers=self.data.workers,
+        )
 
 
 def _describe(part: Any) -> str:

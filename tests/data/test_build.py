@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr_jax.data import MixtureCache, example_files, write_examples
+from gr_jax.data import (
+    MixtureCache,
+    RegisteredMixture,
+    build_cache,
+    example_files,
+    write_examples,
+)
 from gr_jax.data._build import _Joined, _Shard
 from gr_jax.data._growing import GrowingArray
 from gr_jax.errors import UserError
@@ -185,6 +191,18 @@ def test_seqio_caches_give_the_same_examples(made, tmp_path, cached):
     # they hold what is before the cut to a length
     longer = made.build(tmp_path / "cache", cache_dirs=cached, input_length=40)
     assert bag(longer) == bag(made.build(tmp_path / "cache", input_length=40)) != bag(cache)
+
+
+def test_the_cache_of_a_registered_mixture_is_read(made, tmp_path, cached):
+    cache = build_cache(
+        tmp_path / "cache",
+        RegisteredMixture(NAME),  # `cached` has registered it
+        input_length=INPUT_LENGTH,
+        target_length=made.docid_map.vocabulary.max_tokens,
+        cache_dirs=cached,
+    )
+    names = {f"{NAME}_{name}": examples for name, examples in bag(made.cache).items()}
+    assert bag(cache) == names and cache.rates == made.cache.rates
 
 
 def test_without_a_seqio_cache_the_command_that_makes_one_is_named(made, tmp_path, seqio):
