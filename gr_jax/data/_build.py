@@ -7,11 +7,11 @@ of processes, and nothing is held but a few thousand examples at a time.
 
 from __future__ import annotations
 
-import concurrent.futures
+import concurrent.futures.process
+import contextlib
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -85,9 +85,8 @@ def build_cache(
             task.name: _shards(task, mixture, parts, lengths, cached=bool(cache_dirs))
             for task in seqio_mixture.tasks
         }
-        with ExitStack() as stack:
-            every = [shard for of_task in shards.values() for shard in of_task]
-            found = _run(stack, mixture, cache_dirs, workers, every)
+        every = [shard for of_task in shards.values() for shard in of_task]
+        with contextlib.closing(_run(mixture, cache_dirs, workers, every)) as found:
             for task, of_task in shards.items():
                 short, missing = mixture.short(task), of_task[0].samples
                 with _Joined(temporary, short) as joined:
@@ -143,29 +142,33 @@ def _shards(
 
 
 def _run(
-    stack: ExitStack,
-    mixture: MixtureSource,
-    cache_dirs: tuple[str, ...],
-    workers: int,
-    shards: list[_Shard],
-) -> Iterator[frozenset[bytes]]:
+    mixture: MixtureSource, cache_dirs: tuple[str, ...], workers: int, shards: list[_Shard]
+) -> Generator[frozenset[bytes]]:
     """`_tokenize` of every shard, in order."""
     if workers == 1 or len(shards) == 1:
-        return map(_tokenize, shards)
+        yield from map(_tokenize, shards)
+        return
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(shards)),
         multiprocessing.get_context("spawn"),  # TensorFlow does not survive a fork
         initializer=_prepare,
         initargs=(mixture, cache_dirs),
     )
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return pool.map(_tokenize, shards)
+    try:
+        yield from pool.map(_tokenize, shards)
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            f"one of the {workers} processes that tokenise was killed; if that was for want of "
+            "memory, lower DataConfig.workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _tokenize(shard: _Shard) -> frozenset[bytes]:
     """Writes a shard's numbers and returns which samples were among its examples."""
     found = set()
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         streams = {
             (feature, part): stack.enter_context(shard.path(feature, part).open("wb"))
             for feature in FEATURES

@@ -43,7 +43,9 @@ def add(name: str, *, features=("inputs", "targets"), split="train", **changes) 
     }
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(functools.partial(examples, **changes), splits=[split]),
+        source=seqio.FunctionDataSource(  # pyright: ignore[reportArgumentType]
+            functools.partial(examples, **changes), splits=[split]
+        ),
         preprocessors=[functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)],
         output_features={name: of_features[name] for name in features},
     )

@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 import warnings
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,24 @@ def test_the_cache_does_not_depend_on_the_number_of_files(made, tmp_path):
 def test_the_cache_does_not_depend_on_the_number_of_processes(made, tmp_path):
     made.build(tmp_path / "cache", workers=2)
     assert contents(tmp_path / "cache") == contents(made.folder / "cache")
+
+
+def test_a_killed_process_is_one_line(made, tmp_path, monkeypatch):
+    class Pool:
+        def __init__(self, *_, **__):
+            pass
+
+        def map(self, function, shards):
+            yield function(shards[0])
+            raise BrokenProcessPool("a child ended")
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Pool)
+    with pytest.raises(UserError, match=r"one of the 3 processes .* lower DataConfig\.workers"):
+        made.build(tmp_path / "cache", workers=3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hosts_of_another_program_read_files_of_their_own(made, tmp_path, seqio):
