@@ -25,6 +25,7 @@ from gr_jax.data import (
     check_tokens,
     document_chunks,
     load_tokenizer,
+    local_copy,
     train_tokenizer,
     write_bytes_vocabulary,
     write_examples,
@@ -66,6 +67,8 @@ class DataConfig:
         that are made here, at its own rates; t5x's `MIXTURE_OR_TASK_NAME`. Its tokens are those of
         `sentencepiece`, and its docids those of `MODEL_DIR/docids`.
       mixture_module: registers it; t5x's `MIXTURE_OR_TASK_MODULE`.
+      local_cache: a folder on each host's own disk, or in its memory, to copy the token cache to
+        and read it from: for a `MODEL_DIR` on a network, which is slow to read at random.
     """
 
     index_rate: float = 0.1
@@ -85,6 +88,7 @@ class DataConfig:
     cache_dirs: tuple[str, ...] = ()
     mixture: str | None = None
     mixture_module: str | None = None
+    local_cache: str | None = None
 
     def __post_init__(self):
         for name in (
@@ -316,7 +320,10 @@ class _Job:
         if self.data.use_cached:  # the same examples in another order
             settings["use_cached"] = True
         self.workspace.stage("cache", settings, self.workspace.cache / "mixture.json", build)
-        return MixtureCache.load(self.workspace.cache)
+        cache = self.workspace.cache
+        if self.data.local_cache:
+            cache = local_copy(cache, Path(self.data.local_cache).expanduser())
+        return MixtureCache.load(cache)
 
     def _build_cache(self, mixture: MixtureSource, target_length: int) -> MixtureCache:
         caches = (*self.data.cache_dirs, str(self.workspace.seqio_cache))

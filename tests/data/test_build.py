@@ -1,8 +1,10 @@
 """The token cache of many files: in bounded memory, by any number of processes, or from SeqIO's."""
 
+import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -19,6 +21,7 @@ from gr_jax.data import (
     RegisteredMixture,
     build_cache,
     example_files,
+    local_copy,
     write_examples,
 )
 from gr_jax.data._build import _Joined, _Shard
@@ -167,6 +170,51 @@ def test_joining_and_loading_hold_little_of_a_large_task(tmp_path):
         assert cache.tasks[0].example("inputs", last).tolist() == [number + 2] * 6
         assert cache.tasks[0].example("targets", last).tolist() == [number + 2] * 2
     assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
+
+
+# --- a host's own copy
+
+
+def test_a_hosts_copy_is_made_once_of_each_writing(made, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(made.folder / "cache", cache)
+    copy = local_copy(cache, tmp_path / "local" / "disk")
+    assert contents(copy) == contents(cache)
+    (copy / "queries.inputs.tokens.npy").unlink()  # to see that it is taken as it is
+    assert local_copy(cache, tmp_path / "local" / "disk") == copy
+    assert not (copy / "queries.inputs.tokens.npy").exists()
+    made.build(cache, input_length=5)  # another writing
+    again = local_copy(cache, tmp_path / "local" / "disk")
+    assert again != copy and contents(again) == contents(cache)
+    assert {path.name for path in copy.parent.iterdir()} == {copy.name, again.name}
+
+
+def test_a_copy_that_another_process_has_made_meanwhile_is_used(made, tmp_path, monkeypatch):
+    copyfile = shutil.copyfile
+
+    def slow(source, target):
+        monkeypatch.setattr(shutil, "copyfile", copyfile)
+        copies.append(local_copy(made.folder / "cache", tmp_path))  # the other process
+        copyfile(source, target)
+
+    copies = []
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    copies.append(local_copy(made.folder / "cache", tmp_path))
+    assert copies[0] == copies[1] and contents(copies[0]) == contents(made.folder / "cache")
+    assert [*tmp_path.iterdir()] == [copies[0]]
+
+
+def test_what_cannot_be_copied_is_one_line(made, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="nowhere: the token cache is missing"):
+        local_copy(tmp_path / "nowhere", tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        local_copy(made.folder / "cache", tmp_path / "local")
+    assert not any((tmp_path / "local").iterdir())
 
 
 # --- SeqIO's own caches
