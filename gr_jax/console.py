@@ -7,7 +7,9 @@ import os
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 from rich.console import Console
@@ -24,6 +26,18 @@ def quiet_libraries() -> None:
     """Silences the logs of gin, Orbax and TensorFlow: what goes wrong there is raised as well."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _only_ours
+
+
+def _only_ours(unraisable: Any) -> None:
+    """Reports an exception that nobody can catch, but for those of Orbax's abandoned reads.
+
+    It reads arrays in coroutines; once one of them has failed and said so, each of the others
+    reports for itself, thousands of lines for one damaged file.
+    """
+    abandoned = isinstance(unraisable.object, types.CoroutineType)
+    if not abandoned and "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

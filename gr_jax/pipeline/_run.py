@@ -19,7 +19,7 @@ from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, write_run
 from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
-from gr_jax.pipeline._evaluate import EvalConfig, evaluate
+from gr_jax.pipeline._evaluate import EvalConfig, evaluate, on_this_host
 from gr_jax.pipeline._initial import RANDOM_PARAMETERS, InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, check_inputs, prepare
 from gr_jax.pipeline._workspace import Workspace
@@ -27,6 +27,7 @@ from gr_jax.queries import SyntheticQueries
 from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
 from gr_jax.training import (
     Partitioner,
+    Partitioning,
     Progress,
     TrainConfig,
     measure_steps,
@@ -200,6 +201,7 @@ def infer(
     score: Score = DEFAULT_SCORE,
     precision: Precision | None = None,
     certify: bool = False,
+    partitioning: Partitioning | None = None,
     dry_run: bool = False,
     log: Log = lambda _: None,
 ) -> None:
@@ -213,9 +215,10 @@ def infer(
       checkpoint: `MODEL_DIR/checkpoint_<step>`; the newest by default.
       k: documents per query.
       beam: width of the search.
-      score: see `EvalConfig`, as for the next two.
+      score: see `EvalConfig`, as for the next three.
       precision: of the model.
       certify: search until the answers are certainly exact.
+      partitioning: of model and queries over this host's devices.
       dry_run: check all of the above, and write nothing.
       log: told what was written.
 
@@ -228,7 +231,8 @@ def infer(
         raise UserError("RUN names the run file and INFER_OUTPUT_DIR its folder: give one of them")
     config = SearchConfig(beam, score, precision, exact=certify)
     workspace = Workspace(model_dir)
-    index = Index.load(workspace.path, workspace.step_of(checkpoint))
+    step = workspace.step_of(checkpoint)
+    index = Index.load(workspace.path, step, on_this_host(partitioning))
     asked = list(read_queries(queries).values())
     if not asked:
         raise UserError(f"{queries}: holds no queries")

@@ -139,20 +139,22 @@ class Checkpoints:
                     f"{path}: made with {_difference(field.name, theirs, ours)}; "
                     "use another model directory"
                 )
-        with damage(path, "damaged, or made with another optimizer or without ema_decay"):
+        before = [other for other in self.steps if other < step]
+        mend = f"to go on from checkpoint_{before[-1]}" if before else "to begin again"
+        what = f"damaged, or made with another optimizer or without ema_decay; delete it {mend}"
+        with damage(path, what):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             )
             return restored["state"]
 
-    def restore_eval_parameters(self, step: int) -> Any:
-        """`TrainState.eval_params` of a checkpoint, on the default device.
+    def restore_eval_parameters(self, step: int, shardings: Any = None) -> Any:
+        """`TrainState.eval_params` of a checkpoint, on the default device or as `shardings` say.
 
         Raises:
           UserError: the checkpoint is damaged.
         """
         path = self._directory / f"checkpoint_{step}"
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         reader = ocp.Checkpointer(
             ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone()),
             multiprocessing_options=_alone(),
@@ -160,9 +162,13 @@ class Checkpoints:
         with damage(path, "the checkpoint is damaged"), reader as checkpointer:
             tree = checkpointer.metadata(path / "state").item_metadata.tree
             name = "params" if tree["ema"] is None else "ema"
+            if shardings is None:
+                device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                shardings = jax.tree.map(lambda _: device, tree[name])
             wanted = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
                 {name: tree[name]},
+                {name: shardings},
             )
             restored = checkpointer.restore(
                 path / "state",
@@ -225,7 +231,7 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
 
 
 def load_eval_parameters(
-    model_dir: Path, docid_fingerprint: str, step: int | None = None
+    model_dir: Path, docid_fingerprint: str, step: int | None = None, shardings: Any = None
 ) -> tuple[Any, int]:
     """The parameters to decode with, from a checkpoint of `model_dir`.
 
@@ -233,9 +239,10 @@ def load_eval_parameters(
       model_dir: the model directory.
       docid_fingerprint: of the `DocidMap` that will be decoded.
       step: of the checkpoint; None for the newest.
+      shardings: of every parameter, on this process's devices; None for the default device.
 
     Returns:
-      The parameter tree, on the default device, and its step.
+      The parameter tree and its step.
 
     Raises:
       UserError: no checkpoint, a damaged one, or one trained on other docids.
@@ -260,6 +267,6 @@ def load_eval_parameters(
                 f"{path}: trained on docids {identity.docid_fingerprint[:12]}, the directory has "
                 f"{docid_fingerprint[:12]}; restore the docid map that belongs to it"
             )
-        return checkpoints.restore_eval_parameters(step), step
+        return checkpoints.restore_eval_parameters(step, shardings), step
     finally:
         checkpoints.close()

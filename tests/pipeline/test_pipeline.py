@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr_jax import pipeline
+from gr_jax import pipeline, training
 from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, evaluate_run, read_run
 from gr_jax.pipeline import _evaluate
@@ -68,6 +68,25 @@ def test_runs_are_what_the_report_was_measured_on(trained, beir):
         figures = report.splits["test"].figures(system)
         for metric, value in evaluate_run(run, qrels).items():
             assert figures[metric] == pytest.approx(value, abs=1e-9)
+
+
+def test_answers_of_a_model_spread_over_devices_are_those_of_one(trained):
+    model_dir, _ = trained
+    split = training.Partitioning(model_parallel=2, parameter_partitions=2)
+    spread = Index.load(model_dir, partitioner=training.Partitioner.make(split))
+    table = spread.parameters["target_embedder"]["embedding"]
+    assert {s.data.nbytes for s in table.addressable_shards} == {table.nbytes // 8}
+    one, config = Index.load(model_dir), SearchConfig(beam=8, score="full")
+    texts = [f"what is musicmark{i}" for i in range(5)]
+    for found, expected in (
+        (spread.find(texts, k=5, config=config), one.find(texts, k=5, config=config)),
+        (
+            spread.find_exactly(texts, k=5, config=config),
+            one.find_exactly(texts, k=5, config=config),
+        ),
+    ):
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
 
 
 def test_t5x_files(trained):

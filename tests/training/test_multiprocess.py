@@ -1,10 +1,6 @@
 """Two processes of four devices each, against one process."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +9,8 @@ import numpy as np
 import pytest
 
 from gr_jax.training import Partitioner, Partitioning, load_eval_parameters, read_metrics
+from tests.processes import ended, start_two
 from tests.training.tiny_run import FINGERPRINT, STEPS, partitioner, train_tiny
-
-ROOT = Path(__file__).parents[2]
 
 
 def losses(directory: Path) -> np.ndarray:
@@ -29,48 +24,6 @@ def on_one_device(tmp_path_factory):
     directory = tmp_path_factory.mktemp("one")
     state = train_tiny(directory, log_period=1, on=partitioner())
     return losses(directory), jax.device_get(state.params)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("localhost", 0))
-        return listening.getsockname()[1]
-
-
-def start_two(module: str, *arguments: str) -> list[subprocess.Popen]:
-    """Two processes; `{port}` and `{index}` in the arguments are filled in."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *(a.format(port=port, index=i) for a in arguments)],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-
-
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Status, last line of output and errors of each; none of them outlives the test.
-
-    XLA's collectives on CPUs announce themselves in the lines before.
-    """
-    try:
-        outputs = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [
-        (process.returncode, (output.splitlines() or [""])[-1], errors)
-        for process, (output, errors) in zip(processes, outputs, strict=True)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -115,21 +68,3 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(on_one_device, tmp_path):
     parameters, last = load_eval_parameters(tmp_path, FINGERPRINT)
     assert last == STEPS
     close(parameters, on_one_device[1])
-
-
-def test_a_failure_of_the_first_process_ends_the_others(tmp_path):
-    finished = ended(
-        start_two(
-            "gr_jax.train",
-            "--gin_file=gin/runs/beir.gin",
-            f'--gin.MODEL_DIR="{tmp_path / "model"}"',
-            f'--gin.CORPUS="{tmp_path / "nowhere"}"',
-            "--coordinator_address=localhost:{port}",
-            "--process_count=2",
-            "--process_index={index}",
-        )
-    )
-    assert [status for status, *_ in finished] == [2, 2], finished
-    for _, output, errors in finished:
-        assert not output and errors.count("\n") == 1 and "no such corpus folder" in errors, errors
-    assert "preparation failed in process 0: " in finished[1][2]
