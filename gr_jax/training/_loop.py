@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gr_jax import distributed
-from gr_jax.data import Batches
+from gr_jax.data import Batches, PackedBatch
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
@@ -186,7 +187,7 @@ def train(
         reporter = _Reporter(config, metrics, total_steps, progress, failed)
         try:
             with _stop_signals() as stop:
-                for step, batch in _prefetched(batches, first, total_steps):
+                for step, batch in _prefetched(_own(batches, partitioner), first, total_steps):
                     rate = config.schedule(step, total_steps)
                     state, step_metrics = run_step(state, batch.arrays, rate)
                     done = step + 1
@@ -267,16 +268,27 @@ def measure_steps(
     optimizer = config.optimizer.make()
     state = init_state(model, optimizer, partitioner, seed=0, ema=config.ema_decay > 0)
     run_step = step_function(config, model, optimizer, partitioner, docid_map)
-    seconds = []
+    own, seconds = _own(batches, partitioner), []
     for step in range(timed + 4):
         start = time.perf_counter()
-        state, _ = run_step(state, batches(step).arrays, 1e-6)
+        state, _ = run_step(state, own(step).arrays, 1e-6)
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[4:]))
 
 
-def _prefetched(batches: Batches, first: int, total: int, ahead: int = 2) -> Iterator[Any]:
+def _own(batches: Batches, partitioner: Partitioner) -> Callable[[int], PackedBatch]:
+    """Batches of which a process makes no more rows than its devices hold."""
+    if jax.process_count() == 1:
+        return batches
+    return functools.partial(
+        batches.shards, shards=partitioner.own_shards, of=partitioner.data_parallel
+    )
+
+
+def _prefetched(
+    batches: Callable[[int], PackedBatch], first: int, total: int, ahead: int = 2
+) -> Iterator[tuple[int, PackedBatch]]:
     """Batches `first` to `total`, made in another thread a little ahead of the device."""
     with concurrent.futures.ThreadPoolExecutor(1, "batches") as pool:
         pending = [pool.submit(batches, s) for s in range(first, min(first + ahead, total))]
@@ -338,7 +350,8 @@ class _Reporter:
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         real = sum(b.tokens for _, b, _ in self._pending)
-        room = sum(b.arrays["encoder_input_tokens"].size for _, b, _ in self._pending)
+        # of the whole batch, whichever of its rows this process has
+        room = sum(b.rows * b.arrays["encoder_input_tokens"].shape[1] for _, b, _ in self._pending)
         scalars = {
             name: float(np.mean([getattr(v, name) for v in values]))
             for name in ("loss", "z_loss", "accuracy", "gradient_norm")

@@ -69,4 +69,4 @@ def test_files_caches_and_copies(beir, tmp_path):
 @pytest.mark.parametrize("name", ["workers", "examples_per_file"])
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(UserError, match=f"DataConfig.{name} is 0"):
-        DataConfig(**{name: 0})
+        dataclasses.replace(DataConfig(), **{name: 0})
