@@ -169,8 +169,8 @@ def measure(name: str, pack: bool, folder: Path, options: argparse.Namespace) ->
     steps = range(options.steps)
     alone, of_host = seconds_each(batches, steps), seconds_each(share, steps)
     start = time.perf_counter()
-    for _ in _prefetched(share, 0, options.steps):
-        pass
+    for _, coming in _prefetched(share, 0, options.steps):
+        coming.result()
     prefetched = (time.perf_counter() - start) / options.steps
     step, source = fastest_step(setting, whole.rows, pack, options.pods)
     return {

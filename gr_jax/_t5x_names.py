@@ -180,8 +180,8 @@ METRICS = {
     "timing/seqs_per_second_per_core": "none: divide examples_per_second",
     "timing/target_tokens_per_second_per_core": "none: divide tokens_per_second",
     "timing/seconds": "none: log_period / steps_per_second",
-    "timing/compilation_seconds": "none: not logged",
-    "timing/checkpoint_seconds": "none: saved in the background",
+    "timing/compilation_seconds": "none: a run's, in train/goodput.jsonl",
+    "timing/checkpoint_seconds": "none: saved in the background; waits are in train/goodput.jsonl",
 }
 
 _GIN_FILES = {

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gr_jax import __version__
@@ -69,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
         "--exact", action="store_true", help="score every document instead of searching"
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    exposure = verbs.add_parser("exposure", help="how often training has seen each document")
+    _model_dir(exposure)
+    exposure.add_argument(
+        "--step", type=_positive(int), help="up to which step; default: the newest checkpoint's"
+    )
+    exposure.add_argument(
+        "--tsv", metavar="FILE", help="write a line for each document, with a column for each task"
+    )
+    exposure.add_argument("--json", action="store_true", help="print JSON")
 
     convert = verbs.add_parser("convert", help="write a T5 checkpoint in another format")
     convert.add_argument("source", metavar="SRC", help="a checkpoint of any format")
@@ -202,6 +213,29 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
+def _exposure(args: argparse.Namespace) -> int:
+    from gr_jax.pipeline import exposure
+
+    found = exposure(model_dir=args.model_dir, step=args.step)
+    if args.tsv:
+        found.write(Path(args.tsv))
+    summary = found.summary()
+    if args.json:
+        print(json.dumps(summary))
+        return 0
+    print(
+        f"{summary['steps']:,} steps of {found.batch_size:,} examples, "
+        f"{summary['documents']:,} documents: how often a document was seen"
+    )
+    figures = ("min", "median", "mean", "max", "never", "expected")
+    print(f"{'':12s}" + "".join(f"{name:>12s}" for name in figures))
+    for part, row in {"total": summary["total"], **summary["tasks"]}.items():
+        print(f"{part:12s}" + "".join(f"{round(row[name], 2):>12,}" for name in figures))
+    if summary["sharing"]:
+        print(f"{summary['sharing']:,} documents share a docid: an example counts for each of its")
+    return 0
+
+
 def _convert(args: argparse.Namespace) -> int:
     from gr_jax.checkpoints import convert
 
@@ -237,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "quickstart": _quickstart,
             "search": _search,
             "eval": _eval,
+            "exposure": _exposure,
             "convert": _convert,
             "inspect": _inspect,
         }

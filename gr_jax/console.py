@@ -59,6 +59,27 @@ def hidden_stderr() -> Iterator[None]:
             os.close(saved)
 
 
+def describe_metrics(scalars: dict[str, float]) -> str:
+    """A row of `metrics.jsonl` as a line for people."""
+    tasks = [
+        f"{name.removeprefix('loss/')} {value:.3f}"
+        for name, value in scalars.items()
+        if name.startswith("loss/")
+    ]
+    parts = [
+        f"loss {scalars['loss']:.3f}" + (f" ({', '.join(tasks)})" if len(tasks) > 1 else ""),
+        f"gradient norm {scalars['gradient_norm']:.3g}",
+        f"learning rate {scalars['learning_rate']:.3g}",
+        f"{scalars['examples_per_second']:,.0f} examples/s",
+        f"{scalars['tokens_per_second']:,.0f} tokens/s",
+        f"{scalars['padding_fraction']:.0%} padding",
+        f"goodput {scalars['goodput']:.0%}",
+    ]
+    if "model_flops_utilisation" in scalars:
+        parts.append(f"{scalars['model_flops_utilisation']:.1%} MFU")
+    return ", ".join(parts)
+
+
 class Reporter:
     """Lines as stages begin, and a progress bar while the model trains.
 
@@ -91,14 +112,17 @@ class Reporter:
 
     def progress(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
         """Shows how training goes; see `gr_jax.training.Progress`."""
-        figures = f"loss {scalars['loss']:.3f}, {scalars['examples_per_second']:,.0f} examples/s"
         if not self.console.is_terminal:
             now = time.monotonic()
             if now - self._last >= self._quiet or step == total_steps:
                 self._last = now
                 left = (total_steps - step) / max(scalars["steps_per_second"], 1e-9)
+                figures = describe_metrics(scalars)
                 self.log(f"step {step:,}/{total_steps:,}: {figures}, {left / 60:.1f} min left")
             return
+        figures = f"loss {scalars['loss']:.3f}, {scalars['examples_per_second']:,.0f} examples/s"
+        if "model_flops_utilisation" in scalars:
+            figures += f", {scalars['model_flops_utilisation']:.1%} MFU"
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("training"),

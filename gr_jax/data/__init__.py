@@ -9,6 +9,7 @@ from gr_jax.data._cache import MixtureCache, TaskCache
 from gr_jax.data._checks import check_tokens
 from gr_jax.data._chunks import document_chunks
 from gr_jax.data._examples import EXAMPLES_PER_FILE, ExampleSource, example_files, write_examples
+from gr_jax.data._exposure import Exposure, measure_exposure
 from gr_jax.data._local import local_copy
 from gr_jax.data._mixture import ExampleMixture, MixtureSource, RegisteredMixture, register_prepared
 from gr_jax.data._order import mixture_positions, permute
@@ -26,6 +27,7 @@ __all__ = [
     "Batches",
     "ExampleMixture",
     "ExampleSource",
+    "Exposure",
     "MixtureCache",
     "MixtureSource",
     "PackedBatch",
@@ -38,6 +40,7 @@ __all__ = [
     "example_files",
     "load_tokenizer",
     "local_copy",
+    "measure_exposure",
     "mixture_positions",
     "permute",
     "register_prepared",

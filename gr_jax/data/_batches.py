@@ -20,7 +20,8 @@ class PackedBatch(NamedTuple):
     Attributes:
       arrays: `encoder_input_tokens`, `encoder_segment_ids` int32 [rows, row length];
         `decoder_input_tokens`, `decoder_target_tokens`, `decoder_segment_ids` int32
-        [rows, row target length]. Segments count from 1 in each row; 0 is padding.
+        [rows, row target length]; `decoder_task_ids`, the task of each target, of the same shape.
+        Segments count from 1 in each row, tasks from 1 in the mixture; 0 is padding.
       rows: number of rows of the whole batch, whichever of them the arrays hold.
       examples: number of examples in the whole batch.
       tokens: number of real (non-padding) encoder tokens in the whole batch.
@@ -142,8 +143,8 @@ class Batches:
         segments = np.arange(len(rows)) - first + 1
         target_row = (self.max_targets if self.pack else 1) * self.target_length
         encoder = np.zeros((2, stop - start, self.row_length), np.int32)
-        decoder = np.zeros((3, stop - start, target_row), np.int32)
-        for feature, (tokens, ids) in (("inputs", encoder), ("targets", decoder[1:])):
+        decoder = np.zeros((4, stop - start, target_row), np.int32)
+        for feature, (tokens, ids) in (("inputs", encoder), ("targets", decoder[1:3])):
             lengths = np.empty(len(rows), np.int64)
             for task, cache in enumerate(self.cache.tasks):
                 mine = tasks == task
@@ -157,6 +158,7 @@ class Batches:
                 tokens.reshape(-1)[spans(at[mine], lengths[mine])] = values
             ids.reshape(-1)[spans(at, lengths)] = np.repeat(segments, lengths)
             if feature == "targets":
+                decoder[3].reshape(-1)[spans(at, lengths)] = np.repeat(tasks + 1, lengths)
                 # shifted right within the segment: it starts with the start token, 0
                 shifted = spans(at + 1, np.maximum(lengths - 1, 0))
                 decoder[0].reshape(-1)[shifted] = tokens.reshape(-1)[shifted - 1]
@@ -166,4 +168,5 @@ class Batches:
             "decoder_input_tokens": decoder[0],
             "decoder_target_tokens": decoder[1],
             "decoder_segment_ids": decoder[2],
+            "decoder_task_ids": decoder[3],
         }

@@ -33,6 +33,7 @@ from gr_jax.evaluation import (
 )
 from gr_jax.models import Precision
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
+from gr_jax.pipeline._exposure import exposure
 from gr_jax.pipeline._prepare import Log
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.serving import DEFAULT_SCORE, Index, SearchConfig
@@ -134,6 +135,9 @@ def evaluate(
         return read_report(written)
     if not collection.splits:
         log("no evaluation split: the corpus has no qrels beside train")
+    seen = None
+    if workspace.cache.exists():  # it may have been deleted to save room: no search needs it
+        seen = exposure(model_dir=model_dir, step=index.step).summary()
     start = time.perf_counter()
     bm25 = BM25(collection.corpus)
     splits: dict[str, Split] = {}
@@ -167,6 +171,7 @@ def evaluate(
         precision=index.precision(config.precision),
         exact=config.exact,
         certify=config.certify,
+        exposure=seen,
         index_bytes={"gr_jax": index.nbytes(config.precision), "bm25": bm25.index_bytes},
         device=_device(),
         versions={"python": platform.python_version(), "gr_jax": __version__}

@@ -30,8 +30,10 @@ from gr_jax.training import (
     Partitioning,
     Progress,
     TrainConfig,
+    describe_goodput,
     measure_steps,
     model_settings,
+    read_goodput,
 )
 from gr_jax.training import train as train_model
 
@@ -134,6 +136,8 @@ def train(
         )
     finally:
         if writes and not finished:
+            if sum((seconds := read_goodput(workspace.path / "train")).values()):
+                log(describe_goodput(seconds))
             workspace.note("train_seconds", round(before + time.perf_counter() - began, 3))
 
 

@@ -8,7 +8,7 @@ MODEL_DIR/
   cache/                    training examples as tokens
   seqio_cache/              the same as seqio_cache_tasks writes them, if it was asked to
   checkpoint_<step>/        Orbax
-  train/                    TensorBoard events, metrics.jsonl
+  train/                    TensorBoard events, metrics.jsonl, goodput.jsonl, traces
   runs/<split>.<system>.run TREC runs
   config.gin model-info.txt stages.json index.json report.json report.html
 """

@@ -242,7 +242,7 @@ class Partitioner:
         """Which of the `data_parallel` equal parts of a batch's rows the process's devices hold."""
         count = self.data_parallel
         indices = self.batch.addressable_devices_indices_map((count,)).values()
-        return tuple(sorted({index[0].indices(count)[0] for index in indices}))
+        return tuple(sorted({index[0].indices(count)[0] for index in indices if index}))
 
     def put_batch(self, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """The rows of `own_shards`, one after another, as global arrays."""
@@ -254,7 +254,7 @@ class Partitioner:
                 raise ValueError(f"{len(array)} rows do not divide into {len(own)} parts")
             rows = part * self.data_parallel
 
-            def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            def of_device(index: Any) -> np.ndarray:
                 at = own.index(index[0].indices(rows)[0] // part) * part
                 return array[at : at + part]
 

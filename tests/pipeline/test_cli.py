@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gr_jax.cli import main
+from gr_jax.docids import DocidMap
 from tests.conftest import write_beir
 from tests.pipeline.tiny import BINDINGS
 
@@ -50,6 +52,8 @@ def model_dir(beir: Path, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "BM25" in done.stdout and "gr_jax" in done.stdout and "hits@10" in done.stdout
     assert "examples/s" in done.stderr and "min left" in done.stderr
+    assert re.search(r"loss [\d.]+ \(index [\d.]+, queries [\d.]+, synth", done.stderr)
+    assert re.search(r"^goodput \d+% of [\d.]+ s: step [\d.]+, compile ", done.stderr, re.M)
     assert "Traceback" not in done.stderr
     # nothing of what the libraries beneath have to say
     assert not re.search(r"INFO|WARNING|oneDNN|cuda|absl", done.stderr), done.stderr
@@ -74,6 +78,53 @@ def test_search_json(model_dir, capsys):
     assert [r["rank"] for r in results] == [1, 2, 3]
     assert all(set(r) == {"rank", "doc_id", "title", "score", "docid"} for r in results)
     assert all(re.fullmatch(r"\d+(-\d+)*", r["docid"]) for r in results)
+
+
+def test_exposure(model_dir, capsys, tmp_path):
+    tsv = tmp_path / "exposure.tsv"
+    assert main(["exposure", f"--model_dir={model_dir}", f"--tsv={tsv}"]) == 0
+    title, heading, *rows = capsys.readouterr().out.splitlines()
+    assert title == "30 steps of 64 examples, 48 documents: how often a document was seen"
+    assert heading.split() == ["min", "median", "mean", "max", "never", "expected"]
+    assert [row.split()[0] for row in rows] == ["total", "index", "queries", "synthetic"]
+    total = rows[0].split()
+    assert total[3] == total[6] == "40.0"  # 30 x 64 / 48: docids are unique
+    lines = [line.split("\t") for line in tsv.read_text().splitlines()]
+    assert lines[0] == ["doc_id", "total", "index", "queries", "synthetic"]
+    assert len(lines) == 49 and sum(int(line[1]) for line in lines[1:]) == 30 * 64
+    # every second document has a training query
+    assert sum(line[3] == "0" for line in lines[1:]) == int(rows[2].split()[5]) == 24
+    assert main(["exposure", f"--model_dir={model_dir}", "--json", "--step=1000000"]) == 0
+    later = json.loads(capsys.readouterr().out)
+    assert later["steps"] == 10**6
+    assert later["total"]["mean"] == later["total"]["expected"] == 64e6 / 48
+    report = json.loads((model_dir / "report.json").read_text())["exposure"]
+    assert report["total"] == {
+        name: float(figure) for name, figure in zip(heading.split(), total[1:], strict=True)
+    }
+    assert "a document was seen" in (model_dir / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("checkpoint_30", "no checkpoint yet; train first"),
+        ("cache", "the token cache is missing or damaged"),
+        ("docids", "not found; it is part of a docid map"),
+    ],
+)
+def test_exposure_of_a_part_of_a_run(model_dir, capsys, tmp_path, remove, message):
+    copy = tmp_path / "m"
+    shutil.copytree(model_dir, copy, ignore=shutil.ignore_patterns(remove, "checkpoint_20"))
+    assert message in error_of(capsys, "exposure", f"--model_dir={copy}")
+
+
+def test_exposure_with_docids_of_another_run(model_dir, capsys, tmp_path):
+    copy = tmp_path / "m"
+    shutil.copytree(model_dir, copy)
+    docids = DocidMap.load(copy / "docids")
+    DocidMap(docids.doc_ids, docids.codes[::-1].copy(), docids.level_sizes).save(copy / "docids")
+    assert "restore the docid map" in error_of(capsys, "exposure", f"--model_dir={copy}")
 
 
 def test_search_for_people(model_dir, capsys):

@@ -58,7 +58,7 @@ def test_files_caches_and_copies(beir, tmp_path):
         import seqio
 
         # what the command imports does this
-        for task in seqio.get_mixture_or_task(register_prepared(model)).tasks:
+        for task in seqio.MixtureRegistry.get(register_prepared(model)).tasks:
             write_seqio_cache(seqio, task, model / "seqio_cache" / task.name)
         shuffled = prepared(model, beir, **cached).cache
     assert examples(shuffled) != examples(plain)

@@ -10,6 +10,7 @@ import pytest
 
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
+from gr_jax.models import LossSums
 from gr_jax.training import (
     Optimizer,
     Schedule,
@@ -111,6 +112,7 @@ class Relabelled:
     def __init__(self, step):
         self.whole = make_batches()
         self.batch_size, self.examples, self.step = 16, self.whole.examples, step
+        self.cache = self.whole.cache
 
     def __call__(self, step):
         batch = self.whole(step)
@@ -138,7 +140,8 @@ class TestSpike:
 
 class TestDetector:
     def metrics(self, loss, norm=1.0) -> StepMetrics:
-        return StepMetrics(*(np.float32(x) for x in (loss, 0.0, 0.5, norm)))  # pyright: ignore
+        sums = LossSums(*4 * [np.zeros(1)])  # pyright: ignore[reportArgumentType]
+        return StepMetrics(*(np.float32(x) for x in (loss, 0.0, 0.5, norm)), sums)  # pyright: ignore
 
     def first(self, losses, factor=2.0, warmup=0):
         detect = FailureDetector(factor, warmup)

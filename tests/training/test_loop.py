@@ -21,6 +21,7 @@ from gr_jax.training import (
     MetricsWriter,
     Schedule,
     load_eval_parameters,
+    read_goodput,
     read_metrics,
 )
 from tests.training.tiny_run import FINGERPRINT, MODEL, STEPS, make_batches, train_tiny
@@ -125,6 +126,8 @@ def test_kill_9_changes_nothing(whole, tmp_path):
     assert_same(parameters, whole[1].ema)
     assert logged_steps(directory) == LOGGED
     assert not list(directory.glob("*tmp*"))
+    seconds = read_goodput(directory / "train")
+    assert seconds["step"] > 0 and seconds["down"] > 0, f"seed {seed}"
 
 
 @pytest.mark.slow
@@ -204,6 +207,7 @@ def test_a_broken_batch_is_raised_and_ends_the_threads(tmp_path):
         return batches(step)
 
     broken.batch_size = batches.batch_size  # pyright: ignore[reportFunctionMemberAccess]
+    broken.cache = batches.cache  # pyright: ignore[reportFunctionMemberAccess]
     with pytest.raises(RuntimeError, match="no such example"):
         train_tiny(tmp_path, batches=broken, ema_decay=0.9)
 
