@@ -16,7 +16,7 @@ FLAGS = {
     "alsologtostderr": "the same; absl's",
     "run_mode": "python -m gr_jax.train, gr_jax.eval or gr_jax.infer",
     "tfds_data_dir": "none: no TFDS data is read; leave it out, --gin.CORPUS is a BEIR folder",
-    "seqio_additional_cache_dirs": "none: the token cache is made in MODEL_DIR/cache; leave it out",
+    "seqio_additional_cache_dirs": "the same; looked through before MODEL_DIR/seqio_cache",
     "multiprocess_gpu": "the same; found by itself on Cloud TPUs and under srun",
     "coordinator_address": "the same",
     "process_count": "the same",
@@ -25,7 +25,6 @@ FLAGS = {
     "shard_id": "none: split the queries file, and give each part to its own gr_jax.infer",
 }
 
-_CORPUS = "CORPUS; gr_jax makes its own mixture from it, weighted by pipeline.DataConfig"
 MACROS = {
     "MODEL_DIR": "the same; eval and infer need it too",
     "TRAIN_STEPS": "the same; counted from 0, so without the steps of the pretraining",
@@ -43,11 +42,11 @@ MACROS = {
     "LOSS_NORMALIZING_FACTOR": "the same; None is the number of target tokens, t5x's None is 1.0",
     "MODEL": "a second --gin_file of gin/models, or pipeline.run.model",
     "VOCABULARY": "SENTENCEPIECE; a file, and None trains one on the corpus",
-    "MIXTURE_OR_TASK_NAME": _CORPUS,
-    "MIXTURE_OR_TASK_MODULE": _CORPUS,
+    "MIXTURE_OR_TASK_NAME": "the same; text -> docid tokens, and None makes one from CORPUS",
+    "MIXTURE_OR_TASK_MODULE": "the same",
     "TASK_FEATURE_LENGTHS": "pipeline.DataConfig.input_length; targets are as long as docids are",
     "FEATURE_LENGTHS": "pipeline.DataConfig.input_length; targets are as long as docids are",
-    "USE_CACHED_TASKS": "none: the token cache is always made, once",
+    "USE_CACHED_TASKS": "the same; False by default, and read once into the token cache",
     "SHUFFLE_TRAIN_EXAMPLES": "none: the order is always a true shuffle of RANDOM_SEED",
     "EVAL_PERIOD": "none: evaluated after training; gr_jax.eval with CHECKPOINT_PATH for more",
     "EVAL_STEPS": "none: evaluated on all queries, after training",
@@ -61,13 +60,15 @@ MACROS = {
 
 # By configurable and parameter; configurables without one stand for all others of theirs.
 SETTINGS = {
-    "utils.DatasetConfig": "pipeline.DataConfig; of the mixture that is made from CORPUS",
+    "utils.DatasetConfig": "pipeline.DataConfig",
     "utils.DatasetConfig.batch_size": "pipeline.DataConfig.batch_size",
     "utils.DatasetConfig.pack": "pipeline.DataConfig.pack",
     "utils.DatasetConfig.task_feature_lengths": "pipeline.DataConfig.input_length",
+    "utils.DatasetConfig.use_cached": "pipeline.DataConfig.use_cached",
     "utils.DatasetConfig.seed": "training.TrainConfig.seed",
     "utils.DatasetConfig.split": "none: qrels/train.tsv is trained on, other qrels evaluated on",
-    "utils.DatasetConfig.mixture_or_task_name": "pipeline.run.corpus",
+    "utils.DatasetConfig.mixture_or_task_name": "pipeline.DataConfig.mixture",
+    "utils.DatasetConfig.module": "pipeline.DataConfig.mixture_module",
     "utils.CheckpointConfig": "training.TrainConfig and pipeline.InitialCheckpoint",
     "utils.SaveCheckpointConfig": "training.TrainConfig; save_period and keep",
     "utils.SaveCheckpointConfig.period": "training.TrainConfig.save_period",

@@ -1,11 +1,11 @@
 """gin on the command line, with t5x's flags and habits.
 
 `--gin_file=F` (repeatable), `--gin_search_paths=A,B`, `--gin_bindings='NAME = VALUE'` (repeatable),
-`--gin.NAME=VALUE` and `--dry_run`; of several processes, `--multiprocess_gpu`,
-`--coordinator_address`, `--process_count`, `--process_index` and `--initialization_timeout`. Later
-files and bindings win. An unknown binding is an error; for one of t5x's, the error says what there
-is instead. A binding of `T5Config` is one of the run's model, be it a published one. The library
-itself knows nothing of gin.
+`--gin.NAME=VALUE`, `--seqio_additional_cache_dirs=A,B` and `--dry_run`; of several processes,
+`--multiprocess_gpu`, `--coordinator_address`, `--process_count`, `--process_index` and
+`--initialization_timeout`. Later files and bindings win. An unknown binding is an error; for one of
+t5x's, the error says what there is instead. A binding of `T5Config` is one of the run's model, be it
+a published one. The library itself knows nothing of gin.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def define_flags() -> None:
     flags.DEFINE_list("gin_search_paths", None, "Folders to look for gin files in.")
     flags.DEFINE_multi_string(
         "gin_bindings", None, "A gin binding, NAME = VALUE; may be given several times."
+    )
+    flags.DEFINE_list(
+        "seqio_additional_cache_dirs",
+        None,
+        "Folders with the tasks' SeqIO caches, which USE_CACHED_TASKS reads.",
     )
     flags.DEFINE_bool(
         "dry_run", False, "Check all that is given, print the configuration, write nothing."
@@ -253,11 +258,10 @@ def _guarded(main: Callable[..., int | None], argv: list[str]) -> None:
             wanted=flags.FLAGS.multiprocess_gpu,
             timeout=flags.FLAGS.initialization_timeout,
         )
-        parse(
-            flags.FLAGS.gin_file,
-            flags.FLAGS.gin_bindings or (),
-            flags.FLAGS.gin_search_paths or (),
-        )
+        bindings = flags.FLAGS.gin_bindings or []
+        if folders := flags.FLAGS.seqio_additional_cache_dirs:
+            bindings = [f"pipeline.DataConfig.cache_dirs = {tuple(folders)}", *bindings]
+        parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths or ())
         status = main(dry_run=flags.FLAGS.dry_run)
     except UserError as error:
         fail(error)

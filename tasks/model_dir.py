@@ -10,7 +10,6 @@ mixture `gr_jax` of them, with the rates that the directory was prepared with. T
 import os
 from pathlib import Path
 
-import numpy as np
 import seqio
 
 from gr_jax.data import MixtureCache, register_prepared
@@ -42,6 +41,6 @@ def feature_lengths() -> dict[str, int]:
     """The longest example, and room for the longest docid and an end token."""
     path = Path(os.environ["GR_JAX_MODEL_DIR"])
     tasks = MixtureCache.load(path / "cache").tasks
-    longest = max(int(np.diff(task.offsets["inputs"]).max()) for task in tasks)
+    longest = max(task.longest("inputs") for task in tasks)
     tokens = DocidMap.load(path / "docids").vocabulary.max_tokens
     return {"inputs": longest, "targets": tokens + 1}

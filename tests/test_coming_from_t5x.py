@@ -158,12 +158,16 @@ def test_flags_are_taken_or_refused_by_name(beir, tmp_path):
             timeout=120,
         )
 
-    kept = ["--gin_search_paths=/nowhere", "--alsologtostderr", "--dry_run"]
+    kept = [
+        "--gin_search_paths=/nowhere", "--alsologtostderr", "--seqio_additional_cache_dirs=/a,/b",
+        "--dry_run",
+    ]  # fmt: skip
     assert {flag.split("=")[0] for flag in kept} <= {f"--{name}" for name in _t5x_names.FLAGS}
     done = entry(*kept, f'--gin.CORPUS="{beir}"', '--gin.MODEL_DIR="model"', "--gin.RANDOM_SEED=3")
     assert done.returncode == 0, done.stderr
     assert "TrainConfig.seed = %RANDOM_SEED" in done.stdout
     assert "RANDOM_SEED = 3" in done.stdout
+    assert "DataConfig.cache_dirs = ('/a', '/b')" in done.stdout
     assert list(tmp_path.iterdir()) == []
     failed = entry("--tfds_data_dir=x")
     expected = "error: --tfds_data_dir of t5x is not there: no TFDS data is read"

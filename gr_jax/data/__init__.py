@@ -4,10 +4,14 @@ Importing this package does not import TensorFlow; building a cache does.
 """
 
 from gr_jax.data._batches import Batches, PackedBatch
-from gr_jax.data._cache import MixtureCache, TaskCache, build_cache, register_prepared
+from gr_jax.data._build import build_cache
+from gr_jax.data._cache import MixtureCache, TaskCache
+from gr_jax.data._checks import check_tokens
 from gr_jax.data._chunks import document_chunks
-from gr_jax.data._examples import ExampleSource, write_examples
+from gr_jax.data._examples import EXAMPLES_PER_FILE, ExampleSource, example_files, write_examples
 from gr_jax.data._exposure import Exposure, measure_exposure
+from gr_jax.data._local import local_copy
+from gr_jax.data._mixture import ExampleMixture, MixtureSource, RegisteredMixture, register_prepared
 from gr_jax.data._order import mixture_positions, permute
 from gr_jax.data._tokenizer import (
     BYTES,
@@ -19,16 +23,23 @@ from gr_jax.data._tokenizer import (
 
 __all__ = [
     "BYTES",
+    "EXAMPLES_PER_FILE",
     "Batches",
+    "ExampleMixture",
     "ExampleSource",
     "Exposure",
     "MixtureCache",
+    "MixtureSource",
     "PackedBatch",
+    "RegisteredMixture",
     "TaskCache",
     "Tokenizer",
     "build_cache",
+    "check_tokens",
     "document_chunks",
+    "example_files",
     "load_tokenizer",
+    "local_copy",
     "measure_exposure",
     "mixture_positions",
     "permute",

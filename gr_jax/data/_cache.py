@@ -1,27 +1,23 @@
 """The token cache: a SeqIO mixture run through once, as flat memory-mapped arrays.
 
-Training reads these arrays in the order of `_order.py`. SeqIO defines what an example is; nothing
-of its run-time shuffling, and no TensorFlow, is on the training path.
+Training reads these arrays in the order of `_order.py`; `_build.py` writes them. SeqIO defines what
+an example is; nothing of its run-time shuffling, and no TensorFlow, is on the training path.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.data._examples import ExampleSource
-from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory
 
-_READ_BATCH = 4096
-_FEATURES = ("inputs", "targets")
+FEATURES = ("inputs", "targets")
+_BLOCK = 2**20  # examples looked at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +41,11 @@ class TaskCache:
         """Number of tokens of each example."""
         offsets = self.offsets[feature]
         return (offsets[examples + 1] - offsets[examples]).astype(np.int64)
+
+    def longest(self, feature: str) -> int:
+        """Tokens of the longest example."""
+        blocks = (np.arange(at, min(at + _BLOCK, len(self))) for at in range(0, len(self), _BLOCK))
+        return max(int(self.lengths(feature, block).max()) for block in blocks)
 
     def gather(self, feature: str, examples: Int[np.ndarray, " n"]) -> Int[np.ndarray, " total"]:
         """The tokens of some examples, end to end."""
@@ -92,17 +93,17 @@ class MixtureCache:
                 arrays = {
                     f"{feature}.{part}": np.load(
                         directory / f"{name}.{feature}.{part}.npy",
-                        mmap_mode="r" if part == "tokens" else None,
+                        mmap_mode="r",  # the offsets too: a billion of them are eight gigabytes
                         allow_pickle=False,
                     )
-                    for feature in _FEATURES
+                    for feature in FEATURES
                     for part in ("tokens", "offsets")
                 }
                 tasks.append(
                     TaskCache(
                         name=name,
-                        tokens={f: arrays[f"{f}.tokens"] for f in _FEATURES},
-                        offsets={f: arrays[f"{f}.offsets"] for f in _FEATURES},
+                        tokens={f: arrays[f"{f}.tokens"] for f in FEATURES},
+                        offsets={f: arrays[f"{f}.offsets"] for f in FEATURES},
                     )
                 )
                 _check(tasks[-1])
@@ -119,115 +120,9 @@ class MixtureCache:
 
 def _check(task: TaskCache) -> None:
     """Raises ValueError where the arrays do not fit together."""
-    for feature in _FEATURES:
+    for feature in FEATURES:
         offsets, tokens = task.offsets[feature], task.tokens[feature]
         if not len(offsets) or offsets[-1] != len(tokens):
             raise ValueError(f"{task.name}.{feature}: the offsets are not those of the tokens")
     if len(task.offsets["inputs"]) != len(task.offsets["targets"]):
         raise ValueError(f"{task.name}: not as many inputs as targets")
-
-
-def register_prepared(model_dir: str | Path, name: str = "gr_jax") -> str:
-    """Registers the SeqIO tasks and the mixture of a prepared model directory.
-
-    Args:
-      model_dir: what `gr_jax.pipeline.prepare` filled.
-      name: prefix of the tasks, and name of the mixture.
-
-    Returns:
-      The mixture's name.
-
-    Raises:
-      UserError: the directory is not prepared.
-    """
-    path = Path(model_dir)
-    record = path / "cache" / "mixture.json"
-    try:
-        header = json.loads(record.read_text("utf-8"))
-        rates = dict(zip(header["tasks"], header["rates"], strict=True))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{record}: not a prepared model directory ({error})") from error
-    return _register(
-        name,
-        path / "examples",
-        rates,
-        path / "vocabulary" / "sentencepiece.model",
-        DocidMap.load(path / "docids").vocabulary.size,
-    ).name
-
-
-def _register(
-    name: str,
-    examples: Path,
-    rates: Mapping[str, float],
-    sentencepiece: Path,
-    target_vocab_size: int,
-) -> Any:
-    from gr_jax.data import _seqio  # TensorFlow
-
-    for source in rates:
-        _seqio.register_task(
-            f"{name}_{source}",
-            examples / f"{source}.tsv",
-            sentencepiece=sentencepiece,
-            target_vocab_size=target_vocab_size,
-        )
-    return _seqio.register_mixture(name, {f"{name}_{s}": rate for s, rate in rates.items()})
-
-
-def build_cache(
-    directory: Path,
-    *,
-    name: str,
-    examples: Path,
-    sources: Sequence[ExampleSource],
-    sentencepiece: Path,
-    target_vocab_size: int,
-    input_length: int,
-    target_length: int,
-) -> MixtureCache:
-    """Registers the tasks and the mixture with SeqIO and writes every example's tokens.
-
-    Args:
-      directory: where the cache goes; replaced whole.
-      name: prefix of the SeqIO names: tasks `<name>_<source>` and mixture `<name>`.
-      examples: folder with one `<source>.tsv` per source.
-      sources: the tasks and their rates; those without examples are left out.
-      sentencepiece: the input vocabulary.
-      target_vocab_size: number of docid tokens.
-      input_length: inputs are cut to this many tokens, the end token included.
-      target_length: the longest docid in tokens.
-    """
-    lengths = {"inputs": input_length, "targets": target_length}
-    rates = {s.name: s.rate for s in sources if s.examples and s.rate > 0}
-    mixture = _register(name, Path(examples), rates, Path(sentencepiece), target_vocab_size)
-    with atomic_directory(Path(directory)) as temporary:
-        for task in mixture.tasks:
-            short = task.name.removeprefix(f"{name}_")
-            parts = {feature: ([], [np.zeros(1, np.int64)]) for feature in _FEATURES}
-            dataset = task.get_dataset(
-                sequence_length=lengths, split="train", shuffle=False, num_epochs=1
-            )
-            for batch in dataset.ragged_batch(_READ_BATCH):
-                for feature, (tokens, offsets) in parts.items():
-                    values, splits = _flat(batch[feature])
-                    tokens.append(values.astype(np.int32))
-                    offsets.append(splits[1:] + offsets[-1][-1])
-            for feature, (tokens, offsets) in parts.items():
-                np.save(temporary / f"{short}.{feature}.tokens.npy", np.concatenate(tokens))
-                np.save(temporary / f"{short}.{feature}.offsets.npy", np.concatenate(offsets))
-        header = {
-            "mixture": name,
-            "tasks": [task.name.removeprefix(f"{name}_") for task in mixture.tasks],
-            "rates": [mixture.get_rate(task) for task in mixture.tasks],
-        }
-        (temporary / "mixture.json").write_text(json.dumps(header) + "\n", "utf-8")
-    return MixtureCache.load(directory)
-
-
-def _flat(batch: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values and row splits of a ragged tensor, or of a dense one (all rows of one length)."""
-    if hasattr(batch, "flat_values"):
-        return batch.flat_values.numpy(), batch.row_splits.numpy().astype(np.int64)
-    rows, width = batch.shape
-    return batch.numpy().reshape(-1), np.arange(rows + 1, dtype=np.int64) * width

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gr_jax.corpus import Collection, Corpus
 from gr_jax.data import (
     BYTES,
+    EXAMPLES_PER_FILE,
     Batches,
+    ExampleMixture,
     ExampleSource,
     MixtureCache,
+    MixtureSource,
+    RegisteredMixture,
     Tokenizer,
     build_cache,
+    check_tokens,
     document_chunks,
     load_tokenizer,
+    local_copy,
     train_tokenizer,
     write_bytes_vocabulary,
     write_examples,
 )
 from gr_jax.docids import DocidAssigner, DocidMap
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_file
+from gr_jax.files import atomic_directory, atomic_file
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
 
@@ -49,6 +56,19 @@ class DataConfig:
       row_length: tokens of a packed row.
       max_per_row: examples of a packed row at most.
       pack: False puts one example in a row.
+      examples_per_file: lines of an example file. The number of files decides over how many hosts
+        another SeqIO program can spread a task, and how many `workers` a task can have here.
+      workers: processes that tokenise the examples.
+      use_cached: read the tasks' SeqIO caches, which `seqio_cache_tasks` makes with as many
+        machines as Beam has; t5x's `USE_CACHED_TASKS`. False tokenises here.
+      cache_dirs: where these are looked for, before `MODEL_DIR/seqio_cache`; t5x's
+        `--seqio_additional_cache_dirs`.
+      mixture: a SeqIO mixture or task of `text -> docid tokens` to train on instead of the examples
+        that are made here, at its own rates; t5x's `MIXTURE_OR_TASK_NAME`. Its tokens are those of
+        `sentencepiece`, and its docids those of `MODEL_DIR/docids`.
+      mixture_module: registers it; t5x's `MIXTURE_OR_TASK_MODULE`.
+      local_cache: a folder on each host's own disk, or in its memory, to copy the token cache to
+        and read it from: for a `MODEL_DIR` on a network, which is slow to read at random.
     """
 
     index_rate: float = 0.1
@@ -62,9 +82,19 @@ class DataConfig:
     row_length: int = 64
     max_per_row: int = 8
     pack: bool = True
+    examples_per_file: int = EXAMPLES_PER_FILE
+    workers: int = 1
+    use_cached: bool = False
+    cache_dirs: tuple[str, ...] = ()
+    mixture: str | None = None
+    mixture_module: str | None = None
+    local_cache: str | None = None
 
     def __post_init__(self):
-        for name in ("chunk_words", "vocab_size", "input_length", "batch_size", "max_per_row"):
+        for name in (
+            "chunk_words", "vocab_size", "input_length", "batch_size", "max_per_row",
+            "examples_per_file", "workers",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"DataConfig.{name} is {getattr(self, name)}: at least 1 is needed")
         rates = (self.index_rate, self.synthetic_rate, self.queries_rate)
@@ -124,8 +154,14 @@ def prepare(
     job = _Job(workspace, collection.corpus, training, data, log)
     docid_map, docid_key = job.assign_docids(docids)
     tokenizer, vocabulary_key = job.make_vocabulary()
-    examples_key = job.write_examples(docid_map, tokenizer, queries, [docid_key, vocabulary_key])
-    return Prepared(docid_map, tokenizer, job.build_cache(docid_map, examples_key), data)
+    upstream = [docid_key, vocabulary_key]
+    if data.mixture is None:
+        cache = job.cache_examples(
+            docid_map, job.write_examples(docid_map, tokenizer, queries, upstream)
+        )
+    else:
+        cache = job.cache_mixture(docid_map, tokenizer, upstream)
+    return Prepared(docid_map, tokenizer, cache, data)
 
 
 def check_inputs(
@@ -185,7 +221,10 @@ class _Job:
                     shutil.copyfile(given, temporary)
                 return
             self.log(f"vocabulary: SentencePiece of up to {self.data.vocab_size} pieces")
-            texts = [d.body for d in self.corpus.documents] + [text for text, _ in self.training]
+            texts = itertools.chain(
+                (document.body for document in self.corpus.documents),
+                (text for text, _ in self.training),
+            )
             train_tokenizer(texts, path, vocab_size=self.data.vocab_size)
 
         key = self.workspace.stage(
@@ -208,18 +247,23 @@ class _Job:
         queries: SyntheticQueries,
         upstream: list[str],
     ) -> str:
-        def write(name: str, pairs: Iterable[tuple[str, int]]) -> int:
-            cleaned = ((tokenizer.clean(text), row) for text, row in pairs)
-            return write_examples(self.workspace.examples / f"{name}.tsv", docid_map, cleaned)
-
         def build() -> None:
             self.log(f"examples: {queries.per_document} synthetic queries for each document")
-            chunks = document_chunks(self.corpus, words=self.data.chunk_words)
-            counts = {
-                "index": write("index", chunks),
-                "synthetic": write("synthetic", queries.generate(self.corpus, self.training)),
-                "queries": write("queries", self.training),
-            }
+            with atomic_directory(self.workspace.examples) as folder:
+                counts = {
+                    name: write_examples(
+                        folder,
+                        name,
+                        docid_map,
+                        ((tokenizer.clean(text), row) for text, row in pairs),
+                        per_file=self.data.examples_per_file,
+                    )
+                    for name, pairs in (
+                        ("index", document_chunks(self.corpus, words=self.data.chunk_words)),
+                        ("synthetic", queries.generate(self.corpus, self.training)),
+                        ("queries", self.training),
+                    )
+                }
             self.workspace.note("example_counts", counts)
 
         return self.workspace.stage(
@@ -228,41 +272,69 @@ class _Job:
                 "upstream": upstream,
                 "queries": _describe(queries),
                 "chunk_words": self.data.chunk_words,
+                "examples_per_file": self.data.examples_per_file,
             },
             self.workspace.examples,
             build,
         )
 
-    def build_cache(self, docid_map: DocidMap, examples_key: str) -> MixtureCache:
+    def cache_examples(self, docid_map: DocidMap, examples_key: str) -> MixtureCache:
         counts = self.workspace.noted("example_counts")
         rates = {
             "index": self.data.index_rate,
             "synthetic": self.data.synthetic_rate,
             "queries": self.data.queries_rate,
         }
-        sources = [ExampleSource(name, rates[name], counts[name]) for name in rates]
+        mixture = ExampleMixture(
+            name="gr_jax",
+            directory=self.workspace.examples,
+            sources=[ExampleSource(name, rates[name], counts[name]) for name in rates],
+            sentencepiece=self.workspace.sentencepiece,
+            target_vocab_size=docid_map.vocabulary.size,
+        )
 
         def build() -> None:
-            parts = ", ".join(f"{source.examples:,} {source.name}" for source in sources)
+            parts = ", ".join(f"{source.examples:,} {source.name}" for source in mixture.sources)
             self.log(f"cache: {parts} examples")
-            build_cache(
-                self.workspace.cache,
-                name="gr_jax",
-                examples=self.workspace.examples,
-                sources=sources,
-                sentencepiece=self.workspace.sentencepiece,
-                target_vocab_size=docid_map.vocabulary.size,
-                input_length=self.data.input_length,
-                target_length=docid_map.vocabulary.max_tokens,
-            )
+            mixture.save()  # first: SeqIO's own caching needs it
+            self._build_cache(mixture, docid_map.vocabulary.max_tokens)
 
-        self.workspace.stage(
-            "cache",
-            {"examples": examples_key, "rates": rates, "input_length": self.data.input_length},
-            self.workspace.cache / "mixture.json",
-            build,
+        return self._cache({"examples": examples_key, "rates": rates}, build)
+
+    def cache_mixture(
+        self, docid_map: DocidMap, tokenizer: Tokenizer, upstream: list[str]
+    ) -> MixtureCache:
+        assert self.data.mixture is not None
+        mixture = RegisteredMixture(self.data.mixture, self.data.mixture_module)
+
+        def build() -> None:
+            self.log(f"cache: all examples of {mixture.name}")
+            # with room for one token more than docids have, so that one too many is seen
+            cache = self._build_cache(mixture, docid_map.vocabulary.max_tokens + 1)
+            check_tokens(cache, docid_map, tokenizer.vocab_size)
+
+        return self._cache({"upstream": upstream, "mixture": mixture.name}, build)
+
+    def _cache(self, settings: dict[str, Any], build: Callable[[], None]) -> MixtureCache:
+        settings["input_length"] = self.data.input_length
+        if self.data.use_cached:  # the same examples in another order
+            settings["use_cached"] = True
+        self.workspace.stage("cache", settings, self.workspace.cache / "mixture.json", build)
+        cache = self.workspace.cache
+        if self.data.local_cache:
+            cache = local_copy(cache, Path(self.data.local_cache).expanduser())
+        return MixtureCache.load(cache)
+
+    def _build_cache(self, mixture: MixtureSource, target_length: int) -> MixtureCache:
+        caches = (*self.data.cache_dirs, str(self.workspace.seqio_cache))
+        return build_cache(
+            self.workspace.cache,
+            mixture,
+            input_length=self.data.input_length,
+            target_length=target_length,
+            cache_dirs=caches if self.data.use_cached else (),
+            workers=self.data.workers,
         )
-        return MixtureCache.load(self.workspace.cache)
 
 
 def _describe(part: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shlex
 import sys
 import time
@@ -308,8 +307,9 @@ def _command() -> str:
 
 
 def _row_multiple(partitioner: Partitioner, trainer: TrainConfig) -> int:
-    """Packed rows come in multiples of this: few shapes, whole shards, whole microbatches."""
-    return math.lcm(8, trainer.microbatches) * partitioner.data_parallel
+    """Packed rows come in multiples of this: whole shards of microbatches, and few shapes."""
+    least = trainer.microbatches * partitioner.data_parallel
+    return least * max(8 // least, 1)
 
 
 def _total_steps(

@@ -4,8 +4,9 @@ MODEL_DIR/
   corpus/corpus.jsonl       the indexed documents, so that search and BM25 need nothing else
   docids/                   the DocidMap
   vocabulary/               the SentencePiece model
-  examples/<task>.tsv       training examples as text
+  examples/<task>-*.tsv     training examples as text
   cache/                    training examples as tokens
+  seqio_cache/              the same as seqio_cache_tasks writes them, if it was asked to
   checkpoint_<step>/        Orbax
   train/                    TensorBoard events, metrics.jsonl, goodput.jsonl, traces
   runs/<split>.<system>.run TREC runs
@@ -59,6 +60,7 @@ class Workspace:
         self.sentencepiece = self.path / "vocabulary" / "sentencepiece.model"
         self.examples = self.path / "examples"
         self.cache = self.path / "cache"
+        self.seqio_cache = self.path / "seqio_cache"
         self.runs = self.path / "runs"
         self.index = self.path / "index.json"
         self._record = self.path / "stages.json"

@@ -234,7 +234,7 @@ def train(
                 peak_flops=_peak_flops(config, partitioner),
             )
             step_metrics = None
-            for step, coming in _prefetched(batches, first, total_steps):
+            for step, coming in _prefetched(_own(batches, partitioner), first, total_steps):
                 batch = _arrived(coming, step_metrics, ledger)
                 rate = config.schedule(step, total_steps)
                 done = step + 1
@@ -351,17 +351,26 @@ def measure_steps(
     run_step = step_function(
         config, model, optimizer, partitioner, docid_map, num_tasks=len(batches.cache.tasks)
     )
-    seconds = []
+    own, seconds = _own(batches, partitioner), []
     for step in range(timed + 4):
         start = time.perf_counter()
-        state, _ = run_step(state, batches(step).arrays, 1e-6)
+        state, _ = run_step(state, own(step).arrays, 1e-6)
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[4:]))
 
 
+def _own(batches: Batches, partitioner: Partitioner) -> Callable[[int], PackedBatch]:
+    """Batches of which a process makes no more rows than its devices hold."""
+    if jax.process_count() == 1:
+        return batches
+    return functools.partial(
+        batches.shards, shards=partitioner.own_shards, of=partitioner.data_parallel
+    )
+
+
 def _prefetched(
-    batches: Batches, first: int, total: int, ahead: int = 2
+    batches: Callable[[int], PackedBatch], first: int, total: int, ahead: int = 2
 ) -> Iterator[tuple[int, Future[PackedBatch]]]:
     """Batches `first` to `total`, being made in another thread a little ahead of the device."""
     with concurrent.futures.ThreadPoolExecutor(1, "batches") as pool:

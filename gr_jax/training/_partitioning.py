@@ -237,12 +237,30 @@ class Partitioner:
                 f"({_SETTINGS[names[-1]]})"
             )
 
+    @property
+    def own_shards(self) -> tuple[int, ...]:
+        """Which of the `data_parallel` equal parts of a batch's rows the process's devices hold."""
+        count = self.data_parallel
+        indices = self.batch.addressable_devices_indices_map((count,)).values()
+        return tuple(sorted({index[0].indices(count)[0] for index in indices if index}))
+
     def put_batch(self, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The whole batch, which every process has, as global arrays: each keeps its own rows."""
-        return {
-            name: jax.make_array_from_callback(array.shape, self.batch, array.__getitem__)
-            for name, array in arrays.items()
-        }
+        """The rows of `own_shards`, one after another, as global arrays."""
+        own = self.own_shards
+
+        def put(array: np.ndarray) -> jax.Array:
+            part, rest = divmod(len(array), len(own))
+            if rest:
+                raise ValueError(f"{len(array)} rows do not divide into {len(own)} parts")
+            rows = part * self.data_parallel
+
+            def of_device(index: Any) -> np.ndarray:
+                at = own.index(index[0].indices(rows)[0] // part) * part
+                return array[at : at + part]
+
+            return jax.make_array_from_callback((rows, *array.shape[1:]), self.batch, of_device)
+
+        return {name: put(array) for name, array in arrays.items()}
 
 
 _SETTINGS = {  # what says how long a mesh axis is

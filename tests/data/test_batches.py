@@ -203,27 +203,24 @@ class Watched(np.ndarray):
         return np.asarray(self)[index]
 
 
-def watched(array: np.ndarray) -> Watched:
-    return array.view(Watched)
-
-
 @pytest.mark.parametrize("step", [0, 1_000_000])
 def test_a_step_reads_nothing_but_its_own_examples(step):
     cache = make_cache(sizes=(4000, 3000))
-    for task in cache.tasks:
-        for part in (task.tokens, task.offsets):
-            for feature in part:
-                part[feature] = watched(part[feature])
-    batches = make_batches(cache=cache, row_multiple=8)
-    assert not any(task.offsets["inputs"].read for task in cache.tasks)
+    tokens, offsets = (
+        [{f: array.view(Watched) for f, array in of_task.items()} for of_task in part]
+        for part in ([t.tokens for t in cache.tasks], [t.offsets for t in cache.tasks])
+    )
+    names = [task.name for task in cache.tasks]
+    tasks = tuple(map(TaskCache, names, tokens, offsets))
+    batches = make_batches(cache=MixtureCache(tasks, cache.rates), row_multiple=8)
     batches.shards(step, [0], 2)
-    wanted = {task: set() for task in range(len(cache.tasks))}
+    wanted = [set() for _ in tasks]
     for task, example in batches.examples(step):
-        wanted[[t.name for t in cache.tasks].index(task.name)] |= {example, example + 1}
-    for number, task in enumerate(cache.tasks):
-        assert task.offsets["inputs"].read == wanted[number]
-        assert task.offsets["targets"].read < wanted[number]  # of half of the rows
-        assert 0 < len(task.tokens["inputs"].read) <= 12 * len(wanted[number])
+        wanted[names.index(task.name)] |= {example, example + 1}
+    for task in range(len(tasks)):
+        assert offsets[task]["inputs"].read == wanted[task]
+        assert offsets[task]["targets"].read < wanted[task]  # of half of the rows
+        assert 0 < len(tokens[task]["inputs"].read) <= 12 * len(wanted[task])
 
 
 def test_another_process_gives_the_same():

@@ -1,13 +1,14 @@
 import math
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.corpus import Corpus, Document
-from gr_jax.data import document_chunks, write_examples
+from gr_jax.data import document_chunks, example_files, write_examples
 from gr_jax.docids import docid_map_from_tokens
 from gr_jax.errors import UserError
 
@@ -63,10 +64,11 @@ def docids(n: int):
 @quick
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=8))
 def test_a_line_for_each_text(tmp_path_factory, texts):
-    path = tmp_path_factory.getbasetemp() / "examples.tsv"
+    folder = tmp_path_factory.getbasetemp()
+    path = folder / "examples-00000-of-00001.tsv"
     docid_map = docids(8)
     pairs = [(text, row) for row, text in enumerate(texts)]
-    count = write_examples(path, docid_map, iter(pairs))
+    count = write_examples(folder, "examples", docid_map, iter(pairs))
     lines = path.read_bytes().decode("utf-8").split("\n")
     assert lines.pop() == ""
     kept = [(" ".join(text.split()), row) for text, row in pairs if text.split()]
@@ -79,23 +81,77 @@ def test_a_line_for_each_text(tmp_path_factory, texts):
 
 def test_shorter_docids_are_written_without_padding(tmp_path):
     docid_map = docid_map_from_tokens(["a", "b"], [(1, 2), (1,)])  # a prefix: the end is a token
-    write_examples(tmp_path / "x.tsv", docid_map, [("one", 0), ("two", 1)])
-    assert (tmp_path / "x.tsv").read_text() == "one\t3 6 1\ntwo\t3 1\n"
+    write_examples(tmp_path, "x", docid_map, [("one", 0), ("two", 1)])
+    assert (tmp_path / "x-00000-of-00001.tsv").read_text() == "one\t3 6 1\ntwo\t3 1\n"
     assert docid_map.tokens.tolist() == [[3, 6, 1], [3, 1, 0]]
 
 
-def test_a_failing_source_leaves_the_old_file(tmp_path):
-    path = tmp_path / "x.tsv"
-    path.write_text("old")
+def test_a_failing_source_leaves_the_old_files(tmp_path):
+    write_examples(tmp_path, "x", docids(1), [("old", 0)] * 3, per_file=2)
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(before) == 2
 
     def source():
-        yield "new", 0
+        yield from [("new", 0)] * 5
         raise UserError("no more")
 
     with pytest.raises(UserError):
-        write_examples(path, docids(1), source())
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.tsv"]
+        write_examples(tmp_path, "x", docids(1), source(), per_file=2)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+@settings(quick, max_examples=25)  # each waits for the disk
+@given(examples=st.integers(0, 13), per_file=st.integers(1, 5))
+def test_files_hold_the_examples_in_order(tmp_path_factory, examples, per_file):
+    folder = tmp_path_factory.getbasetemp() / "shards"
+    pairs = [(f"text {i}", i) for i in range(examples)]
+    write_examples(folder, "x-other", docids(13), [("another task's", 0)] * 4, per_file=2)
+    # the files of a longer task, and what a killed process left, are gone afterwards
+    write_examples(folder, "x", docids(13), [("old", 0)] * 12, per_file=1)
+    (folder / "x.part-7").write_text("half")
+    assert write_examples(folder, "x", docids(13), pairs, per_file=per_file) == examples
+    files = example_files(folder, "x")
+    lines = [path.read_text().splitlines() for path in files]
+    assert [line.split("\t")[0] for of_file in lines for line in of_file] == [t for t, _ in pairs]
+    assert all(len(of_file) == per_file for of_file in lines[:-1])
+    assert len(files) == max(math.ceil(examples / per_file), 1)
+    assert [path.name for path in files] == [
+        f"x-{i:05}-of-{len(files):05}.tsv" for i in range(len(files))
+    ]
+    others = {path.name for path in folder.iterdir()} - {path.name for path in files}
+    assert others == {"x-other-00000-of-00002.tsv", "x-other-00001-of-00002.tsv"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "x-00001-of-00003.tsv").unlink(), "some are missing"),
+        (lambda f: (f / "x-00002-of-00003.tsv").unlink(), "is not one of 2 files of x"),
+        (lambda f: (f / "x-00000-of-00001.tsv").write_text("more"), "is not one of 4 files of x"),
+        (lambda f: [path.unlink() for path in f.iterdir()], "no examples of x"),
+    ],
+)
+def test_missing_files_are_refused_in_one_line(tmp_path, damage, message):
+    write_examples(tmp_path, "x", docids(1), [("text", 0)] * 3, per_file=1)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        example_files(tmp_path, "x")
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_writing_holds_no_examples(tmp_path):
+    def source():
+        for i in range(10_000):
+            yield f"{i} " + "text " * 60, 0
+
+    tracemalloc.start()
+    try:
+        write_examples(tmp_path, "x", docids(1), source(), per_file=4_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    written = sum(path.stat().st_size for path in example_files(tmp_path, "x"))
+    assert written > 3e6 and peak < written / 10
 
 
 @pytest.mark.parametrize("module", ["data", "queries", "docids"])

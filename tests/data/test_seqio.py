@@ -12,6 +12,7 @@ import pytest
 
 from gr_jax.data import (
     Batches,
+    ExampleMixture,
     ExampleSource,
     MixtureCache,
     build_cache,
@@ -76,27 +77,42 @@ class Made:
             ExampleSource(
                 name,
                 self.rates[name],
-                write_examples(folder / f"{name}.tsv", self.docid_map, pairs),
+                write_examples(folder, name, self.docid_map, pairs),
             )
             for name, pairs in self.pairs.items()
         ]
         self.cache = self.build(folder / "cache")
 
-    def build(self, directory: Path, **changes) -> MixtureCache:
-        return build_cache(
-            directory,
+    def mixture(self, **changes) -> ExampleMixture:
+        return ExampleMixture(
             **(
                 {
                     "name": NAME,
-                    "examples": self.folder,
+                    "directory": self.folder,
                     "sources": self.sources,
                     "sentencepiece": self.folder / "sp.model",
                     "target_vocab_size": self.docid_map.vocabulary.size,
-                    "input_length": INPUT_LENGTH,
-                    "target_length": self.docid_map.vocabulary.max_tokens,
                 }
                 | changes
-            ),
+            )
+        )
+
+    def build(
+        self,
+        cache: Path,
+        *,
+        input_length: int = INPUT_LENGTH,
+        cache_dirs: tuple[str, ...] = (),
+        workers: int = 1,
+        **changes,
+    ) -> MixtureCache:
+        return build_cache(
+            cache,
+            self.mixture(**changes),
+            input_length=input_length,
+            target_length=self.docid_map.vocabulary.max_tokens,
+            cache_dirs=cache_dirs,
+            workers=workers,
         )
 
 
@@ -115,10 +131,10 @@ def test_rates_and_sizes_are_kept(made):
     assert cache.rates == (0.25, 1.0, 3.5)
     assert cache.sizes == (len(ODD) + 40, 5, 40)
     for task in cache.tasks:
-        assert isinstance(
-            task.tokens["inputs"], np.memmap
-        )  # a large corpus is not read into memory
         for feature in ("inputs", "targets"):
+            # a large corpus is not read into memory
+            assert isinstance(task.tokens[feature], np.memmap)
+            assert isinstance(task.offsets[feature], np.memmap)
             assert task.offsets[feature].dtype == np.int64
             assert task.tokens[feature].dtype == np.int32
 
@@ -207,18 +223,19 @@ def test_another_vocabulary_at_the_same_path(made, tmp_path):
 
 def test_all_inputs_of_one_length(made, tmp_path):
     # a ragged batch of equal rows comes out dense
-    write_examples(tmp_path / "same.tsv", made.docid_map, [("soup", 0)] * 3)
+    write_examples(tmp_path, "same", made.docid_map, [("soup", 0)] * 3)
     cache = made.build(
-        tmp_path / "cache", examples=tmp_path, sources=[ExampleSource("same", 1.0, 3)]
+        tmp_path / "cache", directory=tmp_path, sources=[ExampleSource("same", 1.0, 3)]
     )
     ids = stripped(made.tokenizer.encode(["soup"], INPUT_LENGTH)[0])
     assert [cache.tasks[0].example("inputs", i).tolist() for i in range(3)] == [ids] * 3
 
 
 def test_more_examples_than_are_read_at_once(made, tmp_path, monkeypatch):
-    from gr_jax.data import _cache
+    from gr_jax.data import _build
 
-    monkeypatch.setattr(_cache, "_READ_BATCH", 7)
+    monkeypatch.setattr(_build, "_READ_BATCH", 7)
+    monkeypatch.setattr(_build, "_BLOCK", 3)
     cache = made.build(tmp_path / "cache")
     for a, b in zip(cache.tasks, made.cache.tasks, strict=True):
         np.testing.assert_array_equal(a.tokens["inputs"], b.tokens["inputs"])
@@ -231,14 +248,16 @@ def test_an_interrupted_build_leaves_what_was_there(made, tmp_path, before, monk
     if before:
         shutil.copytree(made.folder / "cache", directory)
 
-    save = np.save
+    from gr_jax.data import _build
 
-    def interrupt(path, array):
-        if path.name.startswith("synthetic"):
+    tokenize = _build._tokenize
+
+    def interrupt(shard):
+        if shard.task.endswith("synthetic"):
             raise KeyboardInterrupt
-        save(path, array)
+        return tokenize(shard)
 
-    monkeypatch.setattr(np, "save", interrupt)
+    monkeypatch.setattr(_build, "_tokenize", interrupt)
     with pytest.raises(KeyboardInterrupt):
         made.build(directory)
     assert [p.name for p in tmp_path.iterdir()] == (["cache"] if before else [])

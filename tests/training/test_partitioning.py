@@ -191,3 +191,35 @@ def test_nothing_is_kept_twice_when_parameters_are_fully_split():
     assert set(split[True]) == {8}
     # of norms and position biases, only one axis is split
     assert set(split[False]) == {1, 2, 4} and len(split[True]) > len(split[False])
+
+
+class _Process(Partitioner):
+    """A partitioner as a process sees it that has some of the devices only."""
+
+    @property
+    def own_shards(self) -> tuple[int, ...]:
+        return (0, 2)
+
+
+def test_a_process_puts_its_own_rows_where_they_belong(monkeypatch):
+    on = Partitioner.make(Partitioning(model_parallel=2))
+    assert on.own_shards == (0, 1, 2, 3)
+    one = Partitioner.make(Partitioning(model_parallel=8))
+    assert one.own_shards == (0,)
+    batches = make_batches(row_multiple=16)
+    whole, own = batches(0).arrays, batches.shards(0, (0, 2), 4).arrays
+
+    def of_this_process(shape, sharding, read):
+        """`jax.make_array_from_callback`, asked for the parts of this process's devices."""
+        part = shape[0] // 4
+        return shape, [read((slice(i * part, (i + 1) * part),)) for i in (0, 2)]
+
+    monkeypatch.setattr(jax, "make_array_from_callback", of_this_process)
+    asked = _Process(on.mesh).put_batch(own)
+    for name, array in whole.items():
+        shape, parts = asked[name]
+        assert shape == array.shape
+        for part, rows in zip(parts, np.split(array, 4)[::2], strict=True):
+            np.testing.assert_array_equal(part, rows)
+    with pytest.raises(ValueError, match="3 rows do not divide into 2 parts"):
+        _Process(on.mesh).put_batch({"x": np.zeros((3, 1))})
