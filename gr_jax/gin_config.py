@@ -4,8 +4,8 @@
 `--gin.NAME=VALUE`, `--seqio_additional_cache_dirs=A,B` and `--dry_run`; of several processes,
 `--multiprocess_gpu`, `--coordinator_address`, `--process_count`, `--process_index` and
 `--initialization_timeout`. Later files and bindings win. An unknown binding is an error; for one of
-t5x's, the error says what there is instead. A binding of `T5Config` is one of the run's model, be it
-a published one. The library itself knows nothing of gin.
+t5x's, the error says what there is instead. A binding of `T5Config` is one of the run's model, be
+it a published one. The library itself knows nothing of gin.
 """
 
 from __future__ import annotations
