@@ -82,10 +82,21 @@ SETTINGS = {
     "trainer.Trainer": "training.TrainConfig",
     "trainer.Trainer.learning_rate_fn": "training.TrainConfig.schedule",
     "trainer.Trainer.num_microbatches": "training.TrainConfig.microbatches",
-    "partitioning.PjitPartitioner": "training.TrainConfig.model_parallel",
-    "partitioning.PjitPartitioner.num_partitions": "training.TrainConfig.model_parallel",
-    "partitioning.PjitPartitioner.logical_axis_rules": "none: t5x's standard ones, 1-D",
-    "partitioning.standard_logical_axis_rules": "none: t5x's standard ones, 1-D",
+    "partitioning.PjitPartitioner": "training.Partitioning",
+    "partitioning.PjitPartitioner.num_partitions": "training.Partitioning.model_parallel",
+    "partitioning.PjitPartitioner.logical_axis_rules": (
+        "training.Partitioning.additional_rules; the standard ones are always there"
+    ),
+    "partitioning.standard_logical_axis_rules": "training.Partitioning",
+    "partitioning.standard_logical_axis_rules.activation_partitioning_dims": (
+        "training.Partitioning.activation_partitions"
+    ),
+    "partitioning.standard_logical_axis_rules.parameter_partitioning_dims": (
+        "training.Partitioning.parameter_partitions"
+    ),
+    "partitioning.standard_logical_axis_rules.additional_rules": (
+        "training.Partitioning.additional_rules"
+    ),
     "utils.create_learning_rate_scheduler": "training.Schedule",
     "utils.create_learning_rate_scheduler.factors": "training.Schedule.factors",
     "utils.create_learning_rate_scheduler.base_learning_rate": "training.Schedule.base",

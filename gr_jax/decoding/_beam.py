@@ -170,8 +170,8 @@ class BeamSearch:
     the same docid, in corpus order.
 
     The search runs where the weights lie. Weights made of parameters that are sharded over a mesh
-    (`gr_jax.training.Partitioner`) stay so: queries are then split over the mesh's `data` axis, and
-    every device has the whole trie.
+    (`gr_jax.training.Partitioner`) stay so: queries are then split over all mesh
+    axes but `model`, and every device has the whole trie.
 
     Attributes:
       weights: the model, on the device or the mesh.
@@ -211,7 +211,8 @@ class BeamSearch:
         self.ends, self.batch_size = ends, batch_size
         self.sharding, everywhere = None, None
         if isinstance(lies := weights.decoder.norm.sharding, NamedSharding):
-            self.sharding = NamedSharding(lies.mesh, PartitionSpec("data"))
+            batch_axes = tuple(axis for axis in lies.mesh.axis_names if axis != "model")
+            self.sharding = NamedSharding(lies.mesh, PartitionSpec(batch_axes))
             everywhere = NamedSharding(lies.mesh, PartitionSpec())
         self.trie, self._everywhere = jax.device_put(trie, everywhere), everywhere
 
@@ -302,7 +303,9 @@ class BeamSearch:
         used = np.flatnonzero(source.any(axis=0))
         longest = int(used[-1]) + 1 if len(used) else 1
         length = max(_power_of_two(longest), _SHORTEST_SOURCE)
-        shards = 1 if self.sharding is None else self.sharding.mesh.shape["data"]
+        shards = 1
+        if self.sharding is not None:
+            shards = self.sharding.mesh.size // self.sharding.mesh.shape.get("model", 1)
         batch = -(-min(_power_of_two(n), self.batch_size) // shards) * shards
         padded = np.zeros((-(-n // batch) * batch, length), np.int32)
         padded[:n, :longest] = source[:, :longest]

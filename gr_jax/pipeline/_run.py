@@ -28,11 +28,12 @@ from gr_jax.training import (
     Partitioner,
     Progress,
     TrainConfig,
-    make_mesh,
     measure_steps,
     model_settings,
 )
 from gr_jax.training import train as train_model
+
+_ROW_MULTIPLE = 128  # of token tables
 
 
 def train(
@@ -74,7 +75,7 @@ def train(
       Interrupted: asked to stop; the state is saved.
     """
     workspace = Workspace(model_dir)
-    partitioner = Partitioner(make_mesh(trainer.model_parallel))
+    partitioner = Partitioner.make(trainer.partitioning)
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
     if not workspace.trained:  # a run that goes on has its parameters
         initial.check()
@@ -234,14 +235,23 @@ def infer(
 
 
 def _sized(model: Callable[..., T5Config], prepared: Prepared) -> T5Config:
-    """The model for this tokenizer and these docids."""
-    pieces = prepared.tokenizer.vocab_size
-    config = model(vocab_size=pieces, target_vocab_size=prepared.docid_map.vocabulary.size)
+    """The model for this tokenizer and these docids.
+
+    Both tables have a multiple of 128 rows, as t5x's have: any usual `model` axis divides them, and
+    the parameters of a run do not depend on its mesh.
+    """
+    pieces = _rounded_up(prepared.tokenizer.vocab_size)
+    docid_tokens = _rounded_up(prepared.docid_map.vocabulary.size)
+    config = model(vocab_size=pieces, target_vocab_size=docid_tokens)
     fields = dataclasses.asdict(config)
     if prepared.config.sentencepiece is None:
         # learnt from this corpus: no published table fits, so none of its spare rows is wanted
         fields["vocab_size"] = pieces
     return T5Config(**fields)
+
+
+def _rounded_up(rows: int) -> int:
+    return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
 def _command() -> str:

@@ -16,8 +16,9 @@ from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_st
 from gr_jax.training._metrics import MetricsWriter, read_metrics
 from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import (
-    STANDARD_RULES,
     Partitioner,
+    Partitioning,
+    logical_axis_rules,
     make_mesh,
     write_model_info,
 )
@@ -27,7 +28,6 @@ from gr_jax.training._step import Start, StepMetrics, TrainState, init_state, tr
 
 __all__ = [
     "SOFTMAXES",
-    "STANDARD_RULES",
     "Adafactor",
     "AdafactorState",
     "Checkpoints",
@@ -35,6 +35,7 @@ __all__ = [
     "MetricsWriter",
     "Optimizer",
     "Partitioner",
+    "Partitioning",
     "Progress",
     "RunIdentity",
     "Schedule",
@@ -47,6 +48,7 @@ __all__ = [
     "adafactor_state_to_t5x",
     "init_state",
     "load_eval_parameters",
+    "logical_axis_rules",
     "make_mesh",
     "measure_steps",
     "model_settings",

@@ -25,7 +25,7 @@ from gr_jax.training._checkpoints import Checkpoints, RunIdentity
 from gr_jax.training._failures import FailureDetector, failure
 from gr_jax.training._metrics import MetricsWriter
 from gr_jax.training._optimizer import Optimizer
-from gr_jax.training._partitioning import Partitioner, write_model_info
+from gr_jax.training._partitioning import Partitioner, Partitioning, write_model_info
 from gr_jax.training._restriction import SOFTMAXES, Softmax, make_restriction
 from gr_jax.training._schedule import Schedule
 from gr_jax.training._step import (
@@ -76,7 +76,7 @@ class TrainConfig:
       spike_factor: stops the run when a loss is more than this many times the median of the last 50
         (after the warm-up); 0 never does, because most jumps heal and small losses jump often. A
         loss or gradient that is not a number always stops it.
-      model_parallel: size of the mesh's model axis.
+      partitioning: how the run is spread over its devices.
       seed: of initialisation, example order and dropout.
     """
 
@@ -94,12 +94,12 @@ class TrainConfig:
     log_period: int = 20
     microbatches: int = 1
     spike_factor: float = 0.0
-    model_parallel: int = 1
+    partitioning: Partitioning = dataclasses.field(default_factory=Partitioning)
     seed: int = 0
 
     def __post_init__(self):
         for name in (
-            "steps", "save_period", "keep", "log_period", "model_parallel", "microbatches"
+            "steps", "save_period", "keep", "log_period", "microbatches"
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.errors import UserError
 from gr_jax.models import LossSums, T5Config, cross_entropy_loss, decode_train, init_parameters
-from gr_jax.training._partitioning import Partitioner
+from gr_jax.training._partitioning import Partitioner, Rules
 from gr_jax.training._restriction import Restriction
 
 
@@ -201,7 +201,7 @@ def train_step(
     *,
     config: T5Config,
     optimizer: optax.GradientTransformationExtraArgs,
-    rules: tuple[tuple[str, str | None], ...],
+    rules: Rules,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     loss_normalizing_factor: float | None = None,
@@ -277,7 +277,7 @@ def _accumulated(
     params: Any,
     batch: dict[str, Int[Array, "rows _"]],
     key: Array,
-    rules: tuple[tuple[str, str | None], ...],
+    rules: Rules,
     microbatches: int,
 ) -> tuple[Any, LossSums]:
     """`gradients` and sums of the whole batch, with the activations of a part of it in memory."""

@@ -361,7 +361,7 @@ def test_bad_settings_are_refused_before_training(beir, tmp_path, capsys):
         ("--gin_bindings=T5Config.dropout_rate = 1.5", "dropout_rate"),
         ("--gin_bindings=DataConfig.row_length = 8", "row_length"),
         ("--gin_bindings=SyntheticQueries.mix = [('nonsense', 1.0)]", "nonsense"),
-        ("--gin_bindings=TrainConfig.model_parallel = 30", "model_parallel=30"),
+        ("--gin_bindings=Partitioning.model_parallel = 30", "model_parallel=30"),
         ("--gin_bindings=DataConfig.batch_size = 0", "batch_size"),
         ("--gin_bindings=TrainConfig.save_period = 0", "save_period"),
         ("--gin_bindings=SyntheticQueries.per_document = -1", "per_document"),
