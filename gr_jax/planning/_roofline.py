@@ -5,7 +5,7 @@ of the bytes that it moves to and from main memory, that of each torus axis' lin
 network between slices. `seconds` is the longest of them: it assumes that all else is hidden behind
 it, collectives on different torus axes behind each other too. `serial_seconds` assumes the contrary
 of communication, that nothing is hidden behind it: multiplications or memory, whichever is longer,
-and then every collective after the other. A real step lies between the two, or above where the
+and then every collective after the other (permutations in opposite directions together). A real step lies between the two, or above where the
 matrix units do not reach their peak (small or odd shapes), which neither accounts for.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gr_jax.planning._costs import Collective, Costs
@@ -76,68 +76,123 @@ def roofline(
       topology: where it runs.
     """
     chip = topology.chip
-    links: dict[str, float] = {}
-    network = communication = 0.0
+    busy = _Busy()
+    rings = network = 0.0
+    passing = _Busy()  # permutations only
     wire: dict[str, float] = {}
     counts: dict[str, float] = {}
     for collective, times in costs.collectives.items():
-        sent, axes, seconds, far = _exchange(collective, devices, topology)
+        if collective.kind == "collective-permute":
+            sent, far, lanes = _permutation(collective, devices, topology)
+            for lane, seconds in lanes.items():
+                passing.add(lane, times * seconds)
+                busy.add(lane, times * seconds)
+        else:
+            sent, far, seconds, axes = _exchange(collective, devices, topology)
+            rings += times * seconds
+            for axis in axes:  # both ways around
+                busy.add((axis, 1), times * seconds)
+                busy.add((axis, -1), times * seconds)
         wire[collective.kind] = wire.get(collective.kind, 0.0) + times * sent
         counts[collective.kind] = counts.get(collective.kind, 0) + times
-        for axis in axes:
-            links[axis] = links.get(axis, 0.0) + times * seconds
         network += times * far
-        communication += times * (seconds + far)
     return Roofline(
         compute=device_flops * chip.devices / chip.flops,
         memory=costs.memory_bytes * chip.devices / chip.memory_bandwidth,
-        links=links,
+        links=busy.by_axis(),
         network=network,
-        communication=communication,
+        # the two directions of a link are two lanes, and permutations come in pairs
+        communication=rings + network + max(passing.seconds.values(), default=0.0),
         wire_bytes=wire,
         counts=counts,
     )
 
 
+Lane = tuple[str, int]  # a torus axis and a direction along it
+
+
+class _Busy:
+    """How long each lane is in use."""
+
+    def __init__(self):
+        self.seconds: dict[Lane, float] = {}
+
+    def add(self, lane: Lane, seconds: float) -> None:
+        self.seconds[lane] = self.seconds.get(lane, 0.0) + seconds
+
+    def by_axis(self) -> dict[str, float]:
+        axes = sorted({axis for axis, _ in self.seconds})
+        return {a: max(self.seconds.get((a, d), 0.0) for d in (1, -1)) for a in axes}
+
+
 def _exchange(
     collective: Collective, devices: Sequence[Any], topology: Topology
-) -> tuple[float, list[str], float, float]:
-    """Bytes a device sends, the torus axes used, seconds on those, seconds on the network."""
-    groups = device_groups(collective.groups, len(devices))
-    size = collective.operand_bytes
-    chip = topology.chip
-    if collective.kind == "collective-permute":
-        hops = [_hops(devices[a], devices[b], topology) for a, b in groups if a != b]
-        far = any(_slice(devices[a]) != _slice(devices[b]) for a, b in groups)
-        if not hops:
-            return 0.0, [], 0.0, 0.0
-        if far:
-            return size, [], 0.0, size / chip.network_bandwidth * chip.devices
-        longest = max(hops, key=lambda distance: sum(distance.values()))
-        axes = [axis for axis, distance in longest.items() if distance]
-        return size, axes, sum(longest.values()) * size / chip.link_bandwidth, 0.0
-    group = [devices[i] for i in groups[0]]
-    n = len(group)
+) -> tuple[float, float, float, list[str]]:
+    """Bytes a device sends, seconds on the network and on links, and the torus axes of those."""
+    group = [devices[i] for i in device_groups(collective.groups, len(devices))[0]]
+    n, size, chip = len(group), collective.operand_bytes, topology.chip
     if n == 1:
-        return 0.0, [], 0.0, 0.0
-    near = n // len({_slice(device) for device in group})  # members within one slice
+        return 0.0, 0.0, 0.0, []
     sent = {
         "all-gather": size * (n - 1),
         "all-reduce": 2 * size * (n - 1) / n,
         "reduce-scatter": size * (n - 1) / n,
         "all-to-all": size * (n - 1) / n,
     }[collective.kind]
-    far = 0.0
-    if near < n:
-        # first within a slice, so that only a share of the bytes crosses the network
-        crossing = sent / near if collective.kind != "all-gather" else sent
+    slices = len({_slice(device) for device in group})
+    near, far = n // slices, 0.0
+    inside = sent
+    if slices > 1:
+        # within a slice first: a member then only takes its own share across the network
+        whole = size * n if collective.kind == "all-gather" else size
+        rounds = 2 if collective.kind == "all-reduce" else 1
+        crossing = rounds * whole / near * (slices - 1) / slices
         far = crossing / chip.network_bandwidth * chip.devices
-        sent = sent * (near - 1) / max(near, 1) if near > 1 else 0.0
+        inside = sent * (near - 1) / (n - 1) * (slices if collective.kind == "all-gather" else 1)
     axes, rate = _paths(group, topology)
     if collective.kind == "all-to-all" and rate:
         # a quarter of a ring lies between two members on average
         rate /= max(near / 4, 1)
-    return sent, axes, sent / rate if rate else 0.0, far
+    return sent, far, inside / rate if rate else 0.0, axes
+
+
+def _permutation(
+    collective: Collective, devices: Sequence[Any], topology: Topology
+) -> tuple[float, float, dict[Lane, float]]:
+    """Bytes a device sends, seconds on the network, and on the busiest link of each lane."""
+    pairs = [
+        (devices[a], devices[b])
+        for a, b in device_groups(collective.groups, len(devices))
+        if a != b
+    ]
+    if not pairs:
+        return 0.0, 0.0, {}
+    size, chip = collective.operand_bytes, topology.chip
+    if any(_slice(a) != _slice(b) for a, b in pairs):
+        return size, size / chip.network_bandwidth * chip.devices, {}
+    loads: dict[tuple[Lane, tuple[int, ...]], int] = {}
+    for source, target in pairs:
+        for link in _route(source, target, topology):
+            loads[link] = loads.get(link, 0) + 1
+    lanes: dict[Lane, float] = {}
+    for (lane, _), load in loads.items():
+        lanes[lane] = max(lanes.get(lane, 0.0), load * size / chip.link_bandwidth)
+    return size, 0.0, lanes
+
+
+def _route(
+    source: Any, target: Any, topology: Topology
+) -> Iterator[tuple[Lane, tuple[int, ...]]]:
+    """The links between two chips, one torus axis after the other, the shorter way around."""
+    place = list(source.coords)
+    for axis, size in enumerate(topology.shape):
+        distance = target.coords[axis] - place[axis]
+        if topology.wraps(axis):
+            distance = (distance + size // 2) % size - size // 2
+        direction = 1 if distance > 0 else -1
+        for _ in range(abs(distance)):
+            yield ("xyz"[axis], direction), tuple(place)
+            place[axis] = (place[axis] + direction) % size
 
 
 def _paths(group: Sequence[Any], topology: Topology) -> tuple[list[str], float]:
@@ -146,27 +201,24 @@ def _paths(group: Sequence[Any], topology: Topology) -> tuple[list[str], float]:
     places = [device.coords for device in group if _slice(device) == first]
     axes, rate = [], 0.0
     for axis, size in enumerate(topology.shape):
-        extent = len({place[axis] for place in places})
-        if extent > 1:
-            ring = extent == size and topology.wraps(axis)
+        along = sorted({place[axis] for place in places})
+        if len(along) > 1:
+            # links between members that are not neighbours are shared by as many groups
+            stride = max((along[-1] - along[0]) // (len(along) - 1), 1)
+            ring = len(along) * stride == size and topology.wraps(axis)
             axes.append("xyz"[axis])
             # a ring is gone around in both directions; the end of a line has one neighbour
-            rate += topology.chip.link_bandwidth * (2 if ring else 1)
+            rate += topology.chip.link_bandwidth * (2 if ring else 1) / stride
     return axes, rate
+
+
+def ring_rate(group: Sequence[Any], topology: Topology) -> float:
+    """Bytes per second that reach each member of a group of devices in a gather; 0 for one."""
+    return _paths(group, topology)[1]
 
 
 def _slice(device: Any) -> int:
     return getattr(device, "slice_index", None) or 0
-
-
-def _hops(source: Any, target: Any, topology: Topology) -> dict[str, int]:
-    distances = {}
-    for axis, size in enumerate(topology.shape):
-        distance = abs(source.coords[axis] - target.coords[axis])
-        if topology.wraps(axis):
-            distance = min(distance, size - distance)
-        distances["xyz"[axis]] = distance
-    return distances
 
 
 def device_groups(text: str, devices: int) -> list[list[int]]:

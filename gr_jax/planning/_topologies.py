@@ -25,6 +25,8 @@ class Chip:
 
     Attributes:
       name: of the generation, as the compiler spells it.
+      memory_gib: main memory that the compiler lets programs have, both devices of a chip together;
+        a little less than the maker's figure.
       flops: bfloat16 operations of the matrix units.
       memory_bandwidth: bytes between main memory and the chip.
       link_bandwidth: bytes over one link to a neighbour in one direction.
@@ -36,6 +38,7 @@ class Chip:
     """
 
     name: str
+    memory_gib: float
     flops: float
     memory_bandwidth: float
     link_bandwidth: float
@@ -52,14 +55,15 @@ def _link(both_ways_per_chip: float, links: int) -> float:
 
 
 # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in November 2026, unless said otherwise.
+# Memory is what libtpu 0.0.50.1 names when it refuses a program that is too large.
 # Networks are the pod's (v5e: 6.4, v6e: 25.6 Tbit/s) or the chip's (v5p: 50, tpu7x: 100 Gbit/s).
 CHIPS = {
     # Links: 50 GB/s, Jouppi et al. 2023 (arXiv 2304.01433), table 4; network: taken to be v5p's.
-    "v4": Chip("v4", 275e12, 1200e9, 50e9, 6.25e9, 3, 1, 2, 4),
-    "v5e": Chip("v5e", 197e12, 819e9, _link(400e9, 4), 3.125e9, 2, 1, 1, 16),
-    "v5p": Chip("v5p", 459e12, 2765e9, _link(1200e9, 6), 6.25e9, 3, 1, 2, 4),
-    "v6e": Chip("v6e", 918e12, 1638e9, _link(800e9, 4), 12.5e9, 2, 1, 1, 16),
-    "tpu7x": Chip("tpu7x", 2307e12, 7380e9, _link(1200e9, 6), 12.5e9, 3, 2, 2, 4),
+    "v4": Chip("v4", 30.75, 275e12, 1200e9, 50e9, 6.25e9, 3, 1, 2, 4),
+    "v5e": Chip("v5e", 15.75, 197e12, 819e9, _link(400e9, 4), 3.125e9, 2, 1, 1, 16),
+    "v5p": Chip("v5p", 95.73, 459e12, 2765e9, _link(1200e9, 6), 6.25e9, 3, 1, 2, 4),
+    "v6e": Chip("v6e", 31.24, 918e12, 1638e9, _link(800e9, 4), 12.5e9, 2, 1, 1, 16),
+    "tpu7x": Chip("tpu7x", 2 * 94.74, 2307e12, 7380e9, _link(1200e9, 6), 12.5e9, 3, 2, 2, 4),
 }
 _SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "7x": "tpu7x", "ironwood": "tpu7x"}
 
