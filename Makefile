@@ -3,7 +3,8 @@
 # make check         what CI runs: lint, types, tests
 # make bench-decode  the search beside Hugging Face's, and what else it costs; needs TORCH_PYTHON
 # make bench-train   the training step beside Hugging Face's; needs TORCH_PYTHON
-.PHONY: quickstart test test-slow lint types check torch bench-decode bench-train install clean
+# make pods          the table of docs/pods.md: compiles for TPUs without one; hours
+.PHONY: quickstart test test-slow lint types check torch bench-decode bench-train pods install clean
 
 VENV ?= .venv
 # the newest Python that the pinned versions were tested with comes first
@@ -56,6 +57,10 @@ bench-decode: torch
 bench-train: torch
 	$(BIN)/python -m benchmarks.train --torch_python $(TORCH_PYTHON) --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.train --torch_python $(TORCH_PYTHON) --precision bfloat16 --output $(BENCH_OUTPUT)
+
+pods: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[aot]'
+	$(BIN)/python -m benchmarks.pods
 
 clean:
 	rm -rf $(VENV) model build dist

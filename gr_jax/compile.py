@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       UserError: a flag that does not fit, or there is no compiler.
     """
-    if importlib.util.find_spec("libtpu") is None:
+    if not _has_compiler():
         raise UserError("the TPU compiler is not installed: pip install 'gr-jax[aot]' (libtpu)")
     for name in ("batch", "input_length", "target_length", "docids", "levels", "codes", "queries",
                  "beam", "num_slices"):  # fmt: skip
@@ -96,6 +96,10 @@ def run(args: argparse.Namespace) -> int:
             temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     print("\n".join(lines) if args.json else "\n\n".join(plan.text() for plan in plans))
     return 0
+
+
+def _has_compiler() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

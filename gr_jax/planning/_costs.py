@@ -124,7 +124,11 @@ def _collectives(
 def _traffic(program: Program, computation: Computation, instruction: Instruction) -> int:
     """Bytes between main memory and the chip for one instruction."""
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith(("-done", "-update")) or "ConcatBitcast" in instruction.attributes:
+    if (
+        opcode in _FREE
+        or opcode.endswith(("-done", "-update"))
+        or "ConcatBitcast" in instruction.attributes
+    ):
         return 0
     callee = program.computations.get(instruction.called("calls"))
     written = _in_main(instruction)

@@ -219,9 +219,7 @@ def _may_hold(job: Training, topology: Topology) -> bool:
     return needed < topology.chip.memory_gib * topology.chips
 
 
-def _compiled(
-    job: Job, topology: Topology, devices: list[Any], log: Log, hlo: Path | None
-) -> Plan:
+def _compiled(job: Job, topology: Topology, devices: list[Any], log: Log, hlo: Path | None) -> Plan:
     log(f"compiling {job.name} for {topology.name}: {_difference({}, job.settings)}")
     began = time.perf_counter()
     lowered, order = job.lower(devices)

@@ -105,9 +105,7 @@ class Training:
                 f"shards times {self.trainer.microbatches} microbatches"
             )
         optimizer = self.trainer.optimizer.make()
-        state = abstract_state(
-            self.model, optimizer, partitioner, ema=self.trainer.ema_decay > 0
-        )
+        state = abstract_state(self.model, optimizer, partitioner, ema=self.trainer.ema_decay > 0)
         # made here: under a mesh of devices that are not there, nothing can be computed
         key = jax.eval_shape(lambda: jax.random.key(0))
         everywhere = partitioner.replicated
@@ -256,9 +254,7 @@ def search_weights(config: T5Config, partitioner: Partitioner, precision: Precis
     encoder, decoder = shardings.encoder, shardings.decoder
     shardings = dataclasses.replace(
         shardings,
-        config=dataclasses.replace(
-            config, dtype="bfloat16" if precision == "int8" else precision
-        ),
+        config=dataclasses.replace(config, dtype="bfloat16" if precision == "int8" else precision),
         encoder=encoder._replace(layers=encoder.layers * config.num_encoder_layers),
         decoder=decoder._replace(layers=decoder.layers * config.num_decoder_layers),
     )
@@ -301,7 +297,9 @@ def random_docids(documents: int, levels: int, codes: int) -> TrieShape:
     from gr_jax.docids import DocidVocabulary
 
     if documents > codes**levels:
-        raise UserError(f"{levels} levels of {codes} codes name {codes**levels:,} documents at most")
+        raise UserError(
+            f"{levels} levels of {codes} codes name {codes**levels:,} documents at most"
+        )
     nodes, branches, lone = [], [], 0.0
     for level in range(levels):
         places = float(codes) ** (level + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ class _Gin:
 
     def __init__(self, request: Request):
         self.request = request
-        gin_config.parse(request.gin_files, request.gin_bindings, request.gin_search_paths)
+        _parse(request)
         bound = _bound(("data", "model", "trainer"))
         self.data, self.trainer = bound["data"], bound["trainer"]
         known = _prepared(_bound(("model_dir",), required=False).get("model_dir"))
@@ -165,6 +166,20 @@ class _Gin:
             precision=self.model.dtype,  # pyright: ignore[reportArgumentType]
             partitioning=self.trainer.partitioning,
         )
+
+
+def _parse(request: Request) -> None:
+    """Reads gin; what a plan does not need, a corpus for one, may be missing."""
+    bindings = list(request.gin_bindings)
+    while True:
+        try:
+            gin_config.parse(request.gin_files, bindings, request.gin_search_paths)
+            return
+        except UserError as error:
+            missing = re.match(r"gin: ([A-Z_]+) is required", str(error))
+            if missing is None or f"{missing[1]} = None" in bindings:
+                raise
+            bindings.append(f"{missing[1]} = None")
 
 
 def _bound(names: Sequence[str], *, required: bool = True) -> dict[str, Any]:

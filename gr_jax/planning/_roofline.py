@@ -180,9 +180,7 @@ def _permutation(
     return size, 0.0, lanes
 
 
-def _route(
-    source: Any, target: Any, topology: Topology
-) -> Iterator[tuple[Lane, tuple[int, ...]]]:
+def _route(source: Any, target: Any, topology: Topology) -> Iterator[tuple[Lane, tuple[int, ...]]]:
     """The links between two chips, one torus axis after the other, the shorter way around."""
     place = list(source.coords)
     for axis, size in enumerate(topology.shape):
