@@ -35,7 +35,7 @@ def training_flops(config: T5Config, *, rows: int, input_length: int, target_len
 def recomputation_flops(
     config: T5Config, *, rows: int, input_length: int, target_length: int
 ) -> float:
-    """FLOPs, at most, that `T5Config.remat` adds to `training_flops`; for its arguments see there."""
+    """FLOPs, at most, that `T5Config.remat` adds to `training_flops`, whose arguments it takes."""
     if config.remat == "none":
         return 0.0
     attention = config.num_encoder_layers * _attention(config, input_length, input_length)

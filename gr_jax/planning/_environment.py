@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+import jax
+
 
 def without_accelerators() -> None:
-    """Call this before JAX looks for devices: the compiler needs none, and no metadata server."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    """To be called before JAX looks for devices: the compiler needs none, nor a metadata server."""
+    jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # two planners at a time

@@ -267,32 +267,28 @@ def needed_memory(message: str) -> float | None:
 def _alternatives(job: Job, topology: Topology) -> Iterator[Job]:
     """Settings that need less memory, those that cost least first, each on top of the last."""
     if isinstance(job, Training):
-        partitioning = job.partitioning
-        if partitioning.parameter_partitions == 1 and topology.chips > 1:
-            job = _with(job, parameter_partitions=2)
-            yield job
-        if job.model.remat != "full":
-            model = dataclasses.replace(job.model, remat="full", scan_layers=True)
-            job = dataclasses.replace(job, model=model)
-            yield job
-        while job.trainer.microbatches * 2 <= job.rows:
-            trainer = dataclasses.replace(job.trainer, microbatches=job.trainer.microbatches * 2)
-            job = dataclasses.replace(job, trainer=trainer)
-            if job.rows % (job.trainer.microbatches * topology.chips * topology.chip.devices):
-                break
-            yield job
+        yield from _trainings(job, topology)
         return
-    while job.partitioning.model_parallel * 2 <= job.model.num_heads:
-        job = _with(job, model_parallel=job.partitioning.model_parallel * 2)
-        yield job
+    model_parallel = job.partitioning.model_parallel * 2
+    while model_parallel <= job.model.num_heads:
+        partitioning = dataclasses.replace(job.partitioning, model_parallel=model_parallel)
+        yield dataclasses.replace(job, partitioning=partitioning)
+        model_parallel *= 2
 
 
-def _with(job: Any, **partitioning: int) -> Any:
-    changed = dataclasses.replace(job.partitioning, **partitioning)
-    if isinstance(job, Training):
-        trainer = dataclasses.replace(job.trainer, partitioning=changed)
-        return dataclasses.replace(job, trainer=trainer)
-    return dataclasses.replace(job, partitioning=changed)
+def _trainings(job: Training, topology: Topology) -> Iterator[Training]:
+    model, trainer, partitioning = job.model, job.trainer, job.partitioning
+    if partitioning.parameter_partitions == 1 and topology.chips > 1:
+        partitioning = dataclasses.replace(partitioning, parameter_partitions=2)
+        trainer = dataclasses.replace(trainer, partitioning=partitioning)
+        yield dataclasses.replace(job, trainer=trainer)
+    if model.remat != "full":
+        model = dataclasses.replace(model, remat="full", scan_layers=True)
+        yield dataclasses.replace(job, model=model, trainer=trainer)
+    shards = topology.devices_per_slice * topology.slices // partitioning.model_parallel
+    while job.rows % (trainer.microbatches * 2 * shards) == 0:
+        trainer = dataclasses.replace(trainer, microbatches=trainer.microbatches * 2)
+        yield dataclasses.replace(job, model=model, trainer=trainer)
 
 
 def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -5,8 +5,9 @@ of the bytes that it moves to and from main memory, that of each torus axis' lin
 network between slices. `seconds` is the longest of them: it assumes that all else is hidden behind
 it, collectives on different torus axes behind each other too. `serial_seconds` assumes the contrary
 of communication, that nothing is hidden behind it: multiplications or memory, whichever is longer,
-and then every collective after the other (permutations in opposite directions together). A real step lies between the two, or above where the
-matrix units do not reach their peak (small or odd shapes), which neither accounts for.
+and then every collective after the other (permutations in opposite directions together). A real
+step lies between the two, or above where the matrix units do not reach their peak (small or odd
+shapes), which neither accounts for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from gr_jax.planning._costs import Collective, Costs
 from gr_jax.planning._topologies import Topology
@@ -226,16 +229,15 @@ def device_groups(text: str, devices: int) -> list[list[int]]:
     order, reshaped, transposed and reshaped again; and `mesh['a'=2,'b'=2] {'a'}`, the groups along
     some axes of a mesh. No text is one group of all.
     """
-    import numpy as np
-
     if listed := re.findall(r"\{([\d,\s]+)\}", text):
         return [[int(n) for n in group.split(",")] for group in listed]
     if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         shape, source, order = (
             [int(n) for n in part.split(",")] if part else None for part in iota.groups()
         )
-        numbers = np.arange(devices).reshape(source)
-        return (numbers.transpose(order) if order else numbers).reshape(shape).tolist()
+        numbers = np.arange(devices).reshape(source or devices).transpose(order)
+        listed = numbers.reshape(-1, (shape or [devices])[-1])
+        return [[int(n) for n in group] for group in listed]
     if mesh := re.match(r"mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         axes = re.findall(r"'([^']+)'=(\d+)", mesh[1])
         names = [name for name, _ in axes]
@@ -243,5 +245,6 @@ def device_groups(text: str, devices: int) -> list[list[int]]:
         others = [i for i in range(len(names)) if i not in along]
         numbers = np.arange(devices).reshape([int(size) for _, size in axes])
         members = int(np.prod([numbers.shape[i] for i in along]))
-        return numbers.transpose(others + along).reshape(-1, members).tolist()
+        listed = numbers.transpose(others + along).reshape(-1, members)
+        return [[int(n) for n in group] for group in listed]
     return [list(range(devices))]

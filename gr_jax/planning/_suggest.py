@@ -1,4 +1,4 @@
-"""How to lay out a run on a slice before anything is compiled: by a formula, for the compiler to check.
+"""How to lay out a run on a slice, by a formula: before anything is compiled, to be compiled then.
 
 What each layer exchanges decides it. With a `model` axis of size M and D data shards, a layer's
 outputs are summed over M (twice forward and twice backward, three times in a decoder), which grows

@@ -3,8 +3,8 @@
 A name is Cloud's or the compiler's own:
 
 - `v5e-256`, `v5litepod-256`, `v6e-256`: the number of chips.
-- `v4-32`, `v5p-128`, `tpu7x-128`: the number of TensorCores, of which a chip has two; so v5p-128 has
-  64 chips. (A chip of v4 and v5p is one device to JAX, one of tpu7x is two.)
+- `v4-32`, `v5p-128`, `tpu7x-128`: the number of TensorCores, of which a chip has two; so v5p-128
+  has 64 chips. (A chip of v4 and v5p is one device to JAX, one of tpu7x is two.)
 - `v5e:16x16`, `v5p:4x4x4`: the shape in chips; any that the compiler accepts.
 """
 
@@ -50,11 +50,11 @@ class Chip:
 
 
 def _link(both_ways_per_chip: float, links: int) -> float:
-    """One direction of one link, of the "bidirectional ICI bandwidth per chip" that Cloud states."""
+    """One direction of one link, of Cloud's "bidirectional ICI bandwidth per chip"."""
     return both_ways_per_chip / links / 2
 
 
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in November 2026, unless said otherwise.
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in November 2026, or as said here.
 # Memory is what libtpu 0.0.50.1 names when it refuses a program that is too large.
 # Networks are the pod's (v5e: 6.4, v6e: 25.6 Tbit/s) or the chip's (v5p: 50, tpu7x: 100 Gbit/s).
 CHIPS = {
