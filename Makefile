@@ -35,6 +35,7 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR launch/*.sh launch/*/*.sh launch/*.sbatch
 
 types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python --warnings

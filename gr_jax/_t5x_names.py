@@ -17,11 +17,11 @@ FLAGS = {
     "run_mode": "python -m gr_jax.train, gr_jax.eval or gr_jax.infer",
     "tfds_data_dir": "none: no TFDS data is read; leave it out, --gin.CORPUS is a BEIR folder",
     "seqio_additional_cache_dirs": "none: the token cache is made in MODEL_DIR/cache; leave it out",
-    "multiprocess_gpu": "none: one process with all its devices; leave it out",
-    "coordinator_address": "none: one process only; leave it out",
-    "process_count": "none: one process only; leave it out",
-    "process_index": "none: one process only; leave it out",
-    "initialization_timeout": "none: one process only; leave it out",
+    "multiprocess_gpu": "the same; found by itself on Cloud TPUs and under srun",
+    "coordinator_address": "the same",
+    "process_count": "the same",
+    "process_index": "the same",
+    "initialization_timeout": "the same",
     "shard_id": "none: split the queries file, and give each part to its own gr_jax.infer",
 }
 
@@ -130,7 +130,7 @@ SETTINGS = {
         "training.TrainConfig.loss_normalizing_factor"
     ),
     "models.EncoderDecoderModel.optimizer_def": "training.TrainConfig.optimizer",
-    "network.T5Config": "models.T5Config; of a file of gin/models, models.T5Config.from_name",
+    "network.T5Config": "models.T5Config, beside a file of gin/models too",
     "train_script.train": "pipeline.run",
     "train_script.train.total_steps": "training.TrainConfig.steps",
     "train_script.train.random_seed": "training.TrainConfig.seed",
@@ -179,8 +179,8 @@ METRICS = {
     "timing/seqs_per_second_per_core": "none: divide examples_per_second",
     "timing/target_tokens_per_second_per_core": "none: divide tokens_per_second",
     "timing/seconds": "none: log_period / steps_per_second",
-    "timing/compilation_seconds": "none: not logged",
-    "timing/checkpoint_seconds": "none: saved in the background",
+    "timing/compilation_seconds": "none: a run's, in train/goodput.jsonl",
+    "timing/checkpoint_seconds": "none: saved in the background; waits are in train/goodput.jsonl",
 }
 
 _GIN_FILES = {

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gr_jax import __version__
@@ -70,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
+    exposure = verbs.add_parser("exposure", help="how often training has seen each document")
+    _model_dir(exposure)
+    exposure.add_argument(
+        "--step", type=_positive(int), help="up to which step; default: the newest checkpoint's"
+    )
+    exposure.add_argument(
+        "--tsv", metavar="FILE", help="write a line for each document, with a column for each task"
+    )
+    exposure.add_argument("--json", action="store_true", help="print JSON")
+
     convert = verbs.add_parser("convert", help="write a T5 checkpoint in another format")
     convert.add_argument("source", metavar="SRC", help="a checkpoint of any format")
     convert.add_argument("destination", metavar="DST", help="a directory that does not exist yet")
@@ -90,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("keep", "drop"),
         default="drop",
         help="t5x's optimizer state, between t5x's formats (%(default)s)",
+    )
+    convert.add_argument(
+        "--parameters",
+        choices=("eval", "params"),
+        default="eval",
+        help="of gr-jax's own checkpoints: what eval takes, which is the average (ema) where there "
+        "is one, or what is trained (%(default)s)",
     )
 
     inspect = verbs.add_parser("inspect", help="what a T5 checkpoint holds")
@@ -208,6 +226,29 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
+def _exposure(args: argparse.Namespace) -> int:
+    from gr_jax.pipeline import exposure
+
+    found = exposure(model_dir=args.model_dir, step=args.step)
+    if args.tsv:
+        found.write(Path(args.tsv))
+    summary = found.summary()
+    if args.json:
+        print(json.dumps(summary))
+        return 0
+    print(
+        f"{summary['steps']:,} steps of {found.batch_size:,} examples, "
+        f"{summary['documents']:,} documents: how often a document was seen"
+    )
+    figures = ("min", "median", "mean", "max", "never", "expected")
+    print(f"{'':12s}" + "".join(f"{name:>12s}" for name in figures))
+    for part, row in {"total": summary["total"], **summary["tasks"]}.items():
+        print(f"{part:12s}" + "".join(f"{round(row[name], 2):>12,}" for name in figures))
+    if summary["sharing"]:
+        print(f"{summary['sharing']:,} documents share a docid: an example counts for each of its")
+    return 0
+
+
 def _convert(args: argparse.Namespace) -> int:
     from gr_jax.checkpoints import convert
 
@@ -218,6 +259,7 @@ def _convert(args: argparse.Namespace) -> int:
         scanned=args.scanned,
         dtype=args.dtype,
         optimizer=args.optimizer == "keep",
+        parameters=args.parameters,
     )
     print(f"{written.path}: {written.format}, {written.nbytes:,} bytes of parameters")
     return 0
@@ -249,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "quickstart": _quickstart,
             "search": _search,
             "eval": _eval,
+            "exposure": _exposure,
             "convert": _convert,
             "inspect": _inspect,
             "compile": _compile,

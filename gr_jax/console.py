@@ -7,7 +7,9 @@ import os
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 from rich.console import Console
@@ -24,6 +26,18 @@ def quiet_libraries() -> None:
     """Silences the logs of gin, Orbax and TensorFlow: what goes wrong there is raised as well."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _only_ours
+
+
+def _only_ours(unraisable: Any) -> None:
+    """Reports an exception that nobody can catch, but for those of Orbax's abandoned reads.
+
+    It reads arrays in coroutines; once one of them has failed and said so, each of the others
+    reports for itself, thousands of lines for one damaged file.
+    """
+    abandoned = isinstance(unraisable.object, types.CoroutineType)
+    if not abandoned and "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager
@@ -45,15 +59,48 @@ def hidden_stderr() -> Iterator[None]:
             os.close(saved)
 
 
+def describe_metrics(scalars: dict[str, float]) -> str:
+    """A row of `metrics.jsonl` as a line for people."""
+    tasks = [
+        f"{name.removeprefix('loss/')} {value:.3f}"
+        for name, value in scalars.items()
+        if name.startswith("loss/")
+    ]
+    parts = [
+        f"loss {scalars['loss']:.3f}" + (f" ({', '.join(tasks)})" if len(tasks) > 1 else ""),
+        f"gradient norm {scalars['gradient_norm']:.3g}",
+        f"learning rate {scalars['learning_rate']:.3g}",
+        f"{scalars['examples_per_second']:,.0f} examples/s",
+        f"{scalars['tokens_per_second']:,.0f} tokens/s",
+        f"{scalars['padding_fraction']:.0%} padding",
+        f"goodput {scalars['goodput']:.0%}",
+    ]
+    if "model_flops_utilisation" in scalars:
+        parts.append(f"{scalars['model_flops_utilisation']:.1%} MFU")
+    return ", ".join(parts)
+
+
 class Reporter:
     """Lines as stages begin, and a progress bar while the model trains.
 
     On a terminal the bar moves in place; otherwise a line is printed every half minute.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet_seconds: float = 30.0):
-        """Reports to `console`, standard error by default: standard output is for results."""
-        self.console = console or Console(file=sys.stderr, highlight=False)
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        quiet_seconds: float = 30.0,
+    ):
+        """Reports to `console`, standard error by default: standard output is for results.
+
+        Args:
+          console: where to.
+          quiet: report nothing: there is another process that does.
+          quiet_seconds: between two lines about training.
+        """
+        self.console = console or Console(file=sys.stderr, highlight=False, quiet=quiet)
         self._quiet = quiet_seconds
         self._last = float("-inf")
         self._bar: Progress | None = None
@@ -65,14 +112,17 @@ class Reporter:
 
     def progress(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
         """Shows how training goes; see `gr_jax.training.Progress`."""
-        figures = f"loss {scalars['loss']:.3f}, {scalars['examples_per_second']:,.0f} examples/s"
         if not self.console.is_terminal:
             now = time.monotonic()
             if now - self._last >= self._quiet or step == total_steps:
                 self._last = now
                 left = (total_steps - step) / max(scalars["steps_per_second"], 1e-9)
+                figures = describe_metrics(scalars)
                 self.log(f"step {step:,}/{total_steps:,}: {figures}, {left / 60:.1f} min left")
             return
+        figures = f"loss {scalars['loss']:.3f}, {scalars['examples_per_second']:,.0f} examples/s"
+        if "model_flops_utilisation" in scalars:
+            figures += f", {scalars['model_flops_utilisation']:.1%} MFU"
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("training"),

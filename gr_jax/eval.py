@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from gr_jax import gin_config, pipeline
+from gr_jax import distributed, gin_config, pipeline
 from gr_jax.console import Reporter
 
 
 def main(*, dry_run: bool = False) -> int:
     """Evaluates the checkpoint that gin configures; a dry run prints the configuration instead."""
-    report = gin_config.call(pipeline.evaluate, dry_run=dry_run, log=Reporter().log)
-    if report is None:
+    report = distributed.only_first(
+        "evaluation",
+        lambda: gin_config.call(pipeline.evaluate, dry_run=dry_run, log=Reporter().log),
+    )
+    if dry_run:
         print(gin_config.operative())
+    if report is None:  # a dry run, or not the first process
         return 0
     from gr_jax.evaluation import print_report
 

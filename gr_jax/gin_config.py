@@ -1,23 +1,27 @@
 """gin on the command line, with t5x's flags and habits.
 
 `--gin_file=F` (repeatable), `--gin_search_paths=A,B`, `--gin_bindings='NAME = VALUE'` (repeatable),
-`--gin.NAME=VALUE` and `--dry_run`. Later files and bindings win. An unknown binding is an error;
-for one of t5x's, the error says what there is instead. The library itself knows nothing of gin.
+`--gin.NAME=VALUE` and `--dry_run`; of several processes, `--multiprocess_gpu`,
+`--coordinator_address`, `--process_count`, `--process_index` and `--initialization_timeout`. Later
+files and bindings win. An unknown binding is an error; for one of t5x's, the error says what there
+is instead. A binding of `T5Config` is one of the run's model, be it a published one. The library
+itself knows nothing of gin.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags
 
-from gr_jax import RESOURCES, _t5x_names
+from gr_jax import RESOURCES, _t5x_names, distributed
 from gr_jax.console import quiet_libraries
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
@@ -34,6 +38,17 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool(
         "dry_run", False, "Check all that is given, print the configuration, write nothing."
+    )
+    flags.DEFINE_bool(
+        "multiprocess_gpu",
+        False,
+        "Join the run's other processes; on Cloud TPUs and under srun that is done anyway.",
+    )
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, the same for all.")
+    flags.DEFINE_integer("process_count", None, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer(
+        "initialization_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
     )
 
 
@@ -75,15 +90,60 @@ def parse(
     for folder in (*search_paths, str(RESOURCES)):
         gin.add_config_file_search_path(folder)
     try:
-        gin.parse_config_files_and_bindings(
-            list(gin_files), [], skip_unknown=False, finalize_config=False
-        )
-        _check_macros(bindings, gin.config_str())
-        gin.parse_config(list(bindings), skip_unknown=False)
+        with _fields_of_the_model():
+            gin.parse_config_files_and_bindings(
+                list(gin_files), [], skip_unknown=False, finalize_config=False
+            )
+            _check_macros(bindings, gin.config_str())
+            gin.parse_config(list(bindings), skip_unknown=False)
         gin.finalize()
     except Exception as error:  # gin raises whatever the imports and constructors in a file raise
         line = _one_line(error)
         raise UserError(_t5x_names.explain(line) or line) from error
+
+
+_CLASS, _NAMED = "T5Config", "T5Config.from_name"  # a run's model is one or the other
+
+
+@contextlib.contextmanager
+def _fields_of_the_model() -> Iterator[None]:
+    """While gin reads, `T5Config.X` is a field of the model, be it the class or a published model.
+
+    gin knows the two as two functions, and a binding of the one that is not called does nothing.
+    So a `T5Config.X` that comes after `model = @T5Config.from_name` becomes
+    `T5Config.from_name.X`, and the shape that a run's own file gave before goes, together with the
+    model that it was of.
+
+    Raises:
+      UserError: fields of a published model where the model is not one.
+    """
+    from gin import config as gin_internals
+
+    bind, named = gin_internals.bind_parameter, {}
+
+    def bind_to_model(key: Any, value: Any) -> None:
+        scope, selector, field = key
+        if field == "model":
+            named[scope, selector] = str(getattr(value, "selector", "")).endswith(_NAMED)
+        if any(named.values()) and selector.split(".")[-1] == _CLASS:
+            key = (scope, f"{selector}.from_name", field)
+        bind(key, value)
+
+    gin_internals.bind_parameter = bind_to_model
+    try:
+        yield
+    finally:
+        gin_internals.bind_parameter = bind
+    bound = {selector: fields for (_, selector), fields in gin_internals._CONFIG.items()}
+    published = [fields for selector, fields in bound.items() if selector.endswith(f".{_NAMED}")]
+    if any(named.values()):
+        for key in [k for k in gin_internals._CONFIG if k[1].endswith(f".{_CLASS}")]:
+            del gin_internals._CONFIG[key]
+    elif named and published:
+        raise UserError(
+            f"gin: {_NAMED}.{next(iter(published[0]))} is bound, but the model is no published "
+            "one: give a gin/models/*.gin, after the run's own file"
+        )
 
 
 def _check_macros(bindings: Sequence[str], config: str) -> None:
@@ -186,6 +246,13 @@ def _guarded(main: Callable[..., int | None], argv: list[str]) -> None:
     try:
         if not flags.FLAGS.gin_file:
             raise UserError("give a configuration: --gin_file=gin/experiments/squad2k.gin")
+        distributed.initialize(
+            flags.FLAGS.coordinator_address,
+            flags.FLAGS.process_count,
+            flags.FLAGS.process_index,
+            wanted=flags.FLAGS.multiprocess_gpu,
+            timeout=flags.FLAGS.initialization_timeout,
+        )
         parse(
             flags.FLAGS.gin_file,
             flags.FLAGS.gin_bindings or (),

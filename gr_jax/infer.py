@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from gr_jax import gin_config, pipeline
+from gr_jax import distributed, gin_config, pipeline
 from gr_jax.console import Reporter
 
 
 def main(*, dry_run: bool = False) -> int:
     """Writes a TREC run for the queries of gin's; a dry run prints the configuration instead."""
-    gin_config.call(pipeline.infer, dry_run=dry_run, log=Reporter().log)
+    distributed.only_first(
+        "inference", lambda: gin_config.call(pipeline.infer, dry_run=dry_run, log=Reporter().log)
+    )
     if dry_run:
         print(gin_config.operative())
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gr_jax import gin_config, pipeline
+from gr_jax import distributed, gin_config, pipeline
 from gr_jax.console import Reporter
 from gr_jax.training import Interrupted
 
@@ -13,7 +13,7 @@ INTERRUPTED = 130  # the shell's status for a program ended by SIGINT; launchers
 
 def main(*, dry_run: bool = False) -> int:
     """Prepares, trains and evaluates what gin configures; a dry run prints that instead."""
-    reporter = Reporter()
+    reporter = Reporter(quiet=not distributed.is_first())
     try:
         report = gin_config.call(
             pipeline.run,
@@ -28,8 +28,9 @@ def main(*, dry_run: bool = False) -> int:
         return INTERRUPTED
     finally:
         reporter.close()
-    if report is None:
+    if dry_run:
         print(gin_config.operative())
+    if report is None:  # a dry run, or not the first process
         return 0
     from gr_jax.evaluation import print_report
 

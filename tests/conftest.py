@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 # Before jax is imported anywhere: meshes of several devices on a CPU, and quick compilation
@@ -31,11 +33,35 @@ def forget_programs():
     jax.clear_caches()
 
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def run_torch() -> Callable[..., str]:
+    """Runs `-m MODULE ARGUMENTS` in a Python that has torch, without jax; returns its output.
+
+    Tests that want it have the marker `torch`, and skip where no such Python is named.
+    """
+    python = os.environ.get("GR_JAX_TORCH_PYTHON")
+    if not python or not Path(python).exists():
+        pytest.skip("GR_JAX_TORCH_PYTHON names no Python that has torch")
+
+    def run(module: str, *arguments: str | Path) -> str:
+        command = [python, "-m", module, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": ""}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets; tests that want it skip where it is absent."""
-    root = Path(__file__).resolve().parent.parent
-    folder = Path(os.environ.get("GR_JAX_SHARED", root.parent / "shared")) / "data"
+    folder = Path(os.environ.get("GR_JAX_SHARED", ROOT.parent / "shared")) / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder

@@ -13,7 +13,7 @@ from gr_jax.checkpoints._fingerprint import fingerprint
 from gr_jax.checkpoints._hugging_face_write import write_hugging_face
 from gr_jax.checkpoints._lazy import LazyArray
 from gr_jax.checkpoints._open import open_checkpoint
-from gr_jax.checkpoints._source import ParameterSource
+from gr_jax.checkpoints._source import Parameters, ParameterSource
 from gr_jax.checkpoints._t5x_write import write_t5x_legacy, write_t5x_orbax
 from gr_jax.errors import UserError
 
@@ -28,8 +28,9 @@ def convert(
     scanned: bool = False,
     dtype: str | None = None,
     optimizer: bool = False,
+    parameters: Parameters = "eval",
 ) -> ParameterSource:
-    """Writes a checkpoint in another format; see the writers for the arguments.
+    """Writes a checkpoint in another format; see `open_checkpoint` and the writers.
 
     At no time is more in memory than a block of one array (Orbax: one array).
 
@@ -39,7 +40,7 @@ def convert(
     Raises:
       UserError: no checkpoint, an existing directory, or something that the format cannot hold.
     """
-    source, directory = open_checkpoint(path), Path(directory).expanduser()
+    source, directory = open_checkpoint(path, parameters), Path(directory).expanduser()
     rounded = None if dtype is None else np.dtype(jnp.dtype(dtype))
     if to == "hf":
         if scanned or optimizer:
@@ -61,6 +62,7 @@ def describe(source: ParameterSource, *, digest: bool = True) -> dict[str, Any]:
         "step": source.step,
         "parameters": sum(leaf.size for leaf in source.leaves.values()),
         "bytes": source.nbytes,
+        "averaged": source.averaged,
         "optimizer_bytes": sum(leaf.nbytes for leaf in source.optimizer.values()),
         "docid_fingerprint": source.docid_fingerprint,
         "config": dataclasses.asdict(source.config),
@@ -87,6 +89,8 @@ def describe_text(source: ParameterSource, *, digest: bool = True) -> str:
         f"step         {'not recorded' if known['step'] is None else known['step']}",
         f"parameters   {known['parameters']:,} in {known['bytes']:,} bytes",
     ]
+    if known["averaged"]:
+        lines.append("ema          yes: shown is the average of the parameters, as eval takes it")
     if known["optimizer_bytes"]:
         lines.append(f"optimizer    {known['optimizer_bytes']:,} bytes")
     lines.append(f"model        {source.config.to_json()}")

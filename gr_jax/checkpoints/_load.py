@@ -78,7 +78,7 @@ def load_parameters(
     if config.scan_layers:
         leaves = stacked(leaves)
     placed = _flat(shardings)
-    default = SingleDeviceSharding(jax.devices()[0])
+    default = SingleDeviceSharding(jax.local_devices()[0])
     out = {}
     for name, shape in layout_shapes(config).items():
         sharding = default if placed is None else placed[name]

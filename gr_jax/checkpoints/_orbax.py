@@ -10,7 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gr_jax.checkpoints._lazy import LazyArray
-from gr_jax.checkpoints._source import ParameterSource, leaves_under, make_source, make_t5x_source
+from gr_jax.checkpoints._source import (
+    Parameters,
+    ParameterSource,
+    leaves_under,
+    make_source,
+    make_t5x_source,
+)
 from gr_jax.checkpoints._tensorstore import zarr_array
 from gr_jax.errors import UserError, damage
 from gr_jax.models import T5Config
@@ -20,10 +26,8 @@ METADATA = "_METADATA"
 _IDENTITY = "identity"
 
 
-def open_orbax(path: Path) -> ParameterSource:
-    """`checkpoint_N` with an item `state`, or that item.
-
-    Of our own, what is decoded with: the average where there is one.
+def open_orbax(path: Path, parameters: Parameters = "eval") -> ParameterSource:
+    """`checkpoint_N` with an item `state`, or that item; see `open_checkpoint`.
 
     Raises:
       UserError: not such a checkpoint, or a damaged one.
@@ -31,21 +35,26 @@ def open_orbax(path: Path) -> ParameterSource:
     item = path / STATE if (path / STATE).is_dir() else path
     leaves = _read_item(item)
     if any(name.startswith("params/") for name in leaves):
-        return _own(path, item, leaves)
+        return _own(path, item, leaves, parameters)
     return make_t5x_source(str(path), "t5x orbax", leaves)
 
 
-def _own(path: Path, item: Path, leaves: dict[str, LazyArray]) -> ParameterSource:
+def _own(
+    path: Path, item: Path, leaves: dict[str, LazyArray], parameters: Parameters
+) -> ParameterSource:
     identity = _identity(item.parent / _IDENTITY)
     with damage(item.parent / _IDENTITY, "damaged"):
         config = T5Config.from_json(identity["model"]) if identity else None
     step = leaves.get("step")
+    average = leaves_under("ema/", leaves)
     return make_source(
         str(path),
         "gr-jax",
-        leaves_under("ema/", leaves) or leaves_under("params/", leaves),
+        average if average and parameters == "eval" else leaves_under("params/", leaves),
         config=config,
         step=None if step is None else int(step.read().item()),
+        optimizer={n: x for n, x in leaves.items() if n.startswith("opt_state/")},
+        averaged=bool(average),
         docid_fingerprint=identity.get("docid_fingerprint"),
     )
 

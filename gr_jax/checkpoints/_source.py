@@ -18,6 +18,7 @@ from gr_jax.errors import UserError
 from gr_jax.models import T5Config
 
 Format = Literal["hugging face", "t5x", "t5x orbax", "gr-jax", "memory"]
+Parameters = Literal["eval", "params"]
 
 _NOT_IN_SHAPES = (
     "mlp_activations",
@@ -44,10 +45,12 @@ class ParameterSource:
       config: the model; activation functions, distances and dropout are those of the record beside
         the parameters (`config.json`, a run's identity), else the published ones.
       step: of training, where the format has one.
-      optimizer: t5x's optimizer state (`state/param_states/...`), as it lies, by its own names.
+      optimizer: the optimizer's state as it lies, by its own names: t5x's `state/param_states/...`,
+        our own `opt_state/...`.
       layout: of the file: `layers` (t5x's `examples/t5`), `heads` (`examples/scalable_t5`, not
         scanned), `scanned` (the same, scanned), `stacked` (gr-jax's own scanned layout).
       docid_fingerprint: of the `DocidMap` that its target tokens belong to, where it is recorded.
+      averaged: whether there is an average of the parameters (our own `ema`) beside them.
       record: what else the format says about the model (`config.json` of Hugging Face).
     """
 
@@ -59,6 +62,7 @@ class ParameterSource:
     optimizer: Mapping[str, LazyArray] = MappingProxyType({})
     layout: str = "layers"
     docid_fingerprint: str | None = None
+    averaged: bool = False
     record: Mapping[str, Any] = MappingProxyType({})
 
     def read(self, name: str, index: Sequence[slice] | None = None) -> np.ndarray:

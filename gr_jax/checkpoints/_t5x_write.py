@@ -116,7 +116,7 @@ def _leaves(
     leaves["state/step"] = LazyArray.of(np.asarray(source.step or 0, np.int32))
     if not optimizer:
         return leaves
-    if not source.optimizer:
+    if source.format == "gr-jax" or not source.optimizer:
         raise UserError(f"{source.path}: holds no t5x optimizer state to keep")
     layout = "scanned" if scanned else "layers"
     if source.layout != layout:

@@ -7,6 +7,7 @@ from gr_jax.data._batches import Batches, PackedBatch
 from gr_jax.data._cache import MixtureCache, TaskCache, build_cache, register_prepared
 from gr_jax.data._chunks import document_chunks
 from gr_jax.data._examples import ExampleSource, write_examples
+from gr_jax.data._exposure import Exposure, measure_exposure
 from gr_jax.data._order import mixture_positions, permute
 from gr_jax.data._tokenizer import (
     BYTES,
@@ -20,6 +21,7 @@ __all__ = [
     "BYTES",
     "Batches",
     "ExampleSource",
+    "Exposure",
     "MixtureCache",
     "PackedBatch",
     "TaskCache",
@@ -27,6 +29,7 @@ __all__ = [
     "build_cache",
     "document_chunks",
     "load_tokenizer",
+    "measure_exposure",
     "mixture_positions",
     "permute",
     "register_prepared",

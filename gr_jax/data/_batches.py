@@ -1,15 +1,17 @@
-"""Packed batches as a pure function of the step."""
+"""Packed batches as a pure function of the step, whole or some of their rows."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.data._cache import MixtureCache, TaskCache
+from gr_jax.data._cache import MixtureCache, TaskCache, spans
 from gr_jax.data._order import mixture_positions
+from gr_jax.data._packing import pack_first_fit
 
 
 class PackedBatch(NamedTuple):
@@ -18,14 +20,36 @@ class PackedBatch(NamedTuple):
     Attributes:
       arrays: `encoder_input_tokens`, `encoder_segment_ids` int32 [rows, row length];
         `decoder_input_tokens`, `decoder_target_tokens`, `decoder_segment_ids` int32
-        [rows, row target length]. Segments count from 1 in each row; 0 is padding.
-      examples: number of examples in the batch.
-      tokens: number of real (non-padding) encoder tokens.
+        [rows, row target length]; `decoder_task_ids`, the task of each target, of the same shape.
+        Segments count from 1 in each row, tasks from 1 in the mixture; 0 is padding.
+      rows: number of rows of the whole batch, whichever of them the arrays hold.
+      examples: number of examples in the whole batch.
+      tokens: number of real (non-padding) encoder tokens in the whole batch.
     """
 
     arrays: dict[str, Int[np.ndarray, "rows _"]]
+    rows: int
     examples: int
     tokens: int
+
+
+class _Plan(NamedTuple):
+    """Where every example of a step lies, ordered by row and place: the same on every host.
+
+    Attributes:
+      rows: number of rows, those of padding included.
+      tasks, examples: which example [n].
+      lengths: its encoder tokens [n].
+      row: that it is in [n].
+      first: the number, in this order, of its row's first example [n].
+    """
+
+    rows: int
+    tasks: Int[np.ndarray, " n"]
+    examples: Int[np.ndarray, " n"]
+    lengths: Int[np.ndarray, " n"]
+    row: Int[np.ndarray, " n"]
+    first: Int[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +58,8 @@ class Batches:
 
     Every step reads the same number of examples and packs them first-fit, longest first, into rows
     of `row_length` tokens; nothing is dropped. The number of rows is rounded up to a multiple of
-    `row_multiple`, so a run sees one or two array shapes.
+    `row_multiple`, so a run sees one or two array shapes. Nothing is read but the lengths of the
+    step's examples and the tokens of the rows that are asked for.
 
     Attributes:
       cache: the tokenised mixture.
@@ -58,20 +83,28 @@ class Batches:
 
     def __call__(self, step: int) -> PackedBatch:
         """The batch of `step`, the same whenever and wherever it is asked for."""
-        tasks, examples = self._positions(step)
-        lengths = np.empty(len(tasks), np.int64)
-        for task, cache in enumerate(self.cache.tasks):
-            mine = tasks == task
-            lengths[mine] = cache.lengths("inputs", examples[mine])
-        most = self.max_targets if self.pack else 1
-        rows = pack_first_fit(lengths, self.row_length, most)
-        return self._fill(tasks, examples, rows, most)
+        return self.shards(step, (0,), 1)
+
+    def shards(self, step: int, shards: Sequence[int], of: int) -> PackedBatch:
+        """Some of the rows of `step`'s batch: all that a host needs whose devices hold them.
+
+        Args:
+          step: from 0.
+          shards: which of the `of` equal parts of the rows, in the order wanted.
+          of: number of parts; `row_multiple` is a multiple of it.
+        """
+        plan = self._plan(step)
+        part, rest = divmod(plan.rows, of)
+        if rest:
+            raise ValueError(f"{plan.rows} rows do not divide into {of} parts")
+        arrays = [self._fill(plan, shard * part, (shard + 1) * part) for shard in shards]
+        joined = arrays[0]
+        if len(arrays) > 1:
+            joined = {name: np.concatenate([a[name] for a in arrays]) for name in joined}
+        return PackedBatch(joined, plan.rows, len(plan.row), int(plan.lengths.sum()))
 
     def examples(self, step: int) -> list[tuple[TaskCache, int]]:
-        """Which examples `step` reads: the task of each, and its number there.
-
-        Example `n` of a task comes from line `n + 1` of `examples/<task>.tsv`.
-        """
+        """Which examples `step` reads: the task of each, and its number there."""
         tasks, examples = self._positions(step)
         return [
             (self.cache.tasks[task], example)
@@ -83,69 +116,57 @@ class Batches:
             step, self.batch_size, self.cache.rates, self.cache.sizes, self.seed
         )
 
-    def _fill(
-        self, tasks: np.ndarray, examples: np.ndarray, rows: list[list[int]], most: int
-    ) -> PackedBatch:
-        count = -(-len(rows) // self.row_multiple) * self.row_multiple
-        encoder = np.zeros((2, count, self.row_length), np.int32)
-        decoder = np.zeros((3, count, most * self.target_length), np.int32)
-        tokens = 0
-        for r, row in enumerate(rows):
-            position = target_position = 0
-            for segment, i in enumerate(row, start=1):
-                cache, example = self.cache.tasks[tasks[i]], int(examples[i])
-                inputs = cache.example("inputs", example)
-                stop = position + len(inputs)
-                encoder[0, r, position:stop] = inputs
-                encoder[1, r, position:stop] = segment
-                position = stop
-                targets = cache.example("targets", example)
-                stop = target_position + len(targets)
+    def _plan(self, step: int) -> _Plan:
+        tasks, examples = self._positions(step)
+        lengths = np.empty(len(tasks), np.int64)
+        for task, cache in enumerate(self.cache.tasks):
+            mine = tasks == task
+            lengths[mine] = cache.lengths("inputs", examples[mine])
+        row = pack_first_fit(lengths, self.row_length, self.max_targets if self.pack else 1)
+        # within a row as they were put there: longest first, equal ones in their order
+        order = np.lexsort((-lengths, row))
+        row = row[order]
+        return _Plan(
+            rows=-(-(int(row[-1]) + 1) // self.row_multiple) * self.row_multiple,
+            tasks=tasks[order],
+            examples=examples[order],
+            lengths=lengths[order],
+            row=row,
+            first=np.searchsorted(row, row),
+        )
+
+    def _fill(self, plan: _Plan, start: int, stop: int) -> dict[str, Int[np.ndarray, "rows _"]]:
+        """Rows `start` to `stop` as arrays."""
+        wanted = slice(*np.searchsorted(plan.row, (start, stop)))
+        tasks, examples = plan.tasks[wanted], plan.examples[wanted]
+        rows, first = plan.row[wanted] - start, plan.first[wanted] - wanted.start
+        segments = np.arange(len(rows)) - first + 1
+        target_row = (self.max_targets if self.pack else 1) * self.target_length
+        encoder = np.zeros((2, stop - start, self.row_length), np.int32)
+        decoder = np.zeros((4, stop - start, target_row), np.int32)
+        for feature, (tokens, ids) in (("inputs", encoder), ("targets", decoder[1:3])):
+            lengths = np.empty(len(rows), np.int64)
+            for task, cache in enumerate(self.cache.tasks):
+                mine = tasks == task
+                lengths[mine] = cache.lengths(feature, examples[mine])
+            ends = np.cumsum(lengths)
+            places = ends - lengths - (ends - lengths)[first]  # in the row
+            at = rows * tokens.shape[1] + places  # in the array
+            for task, cache in enumerate(self.cache.tasks):
+                mine = tasks == task
+                values = cache.gather(feature, examples[mine])
+                tokens.reshape(-1)[spans(at[mine], lengths[mine])] = values
+            ids.reshape(-1)[spans(at, lengths)] = np.repeat(segments, lengths)
+            if feature == "targets":
+                decoder[3].reshape(-1)[spans(at, lengths)] = np.repeat(tasks + 1, lengths)
                 # shifted right within the segment: it starts with the start token, 0
-                decoder[0, r, target_position + 1 : stop] = targets[:-1]
-                decoder[1, r, target_position:stop] = targets
-                decoder[2, r, target_position:stop] = segment
-                target_position = stop
-            tokens += position
-        arrays = {
+                shifted = spans(at + 1, np.maximum(lengths - 1, 0))
+                decoder[0].reshape(-1)[shifted] = tokens.reshape(-1)[shifted - 1]
+        return {
             "encoder_input_tokens": encoder[0],
             "encoder_segment_ids": encoder[1],
             "decoder_input_tokens": decoder[0],
             "decoder_target_tokens": decoder[1],
             "decoder_segment_ids": decoder[2],
+            "decoder_task_ids": decoder[3],
         }
-        return PackedBatch(arrays, examples=len(tasks), tokens=tokens)
-
-
-def pack_first_fit(
-    lengths: Int[np.ndarray, " n"], row_length: int, max_per_row: int
-) -> list[list[int]]:
-    """First-fit-decreasing bin packing.
-
-    Args:
-      lengths: of the items, each at most `row_length`.
-      row_length: room in a row.
-      max_per_row: items in a row at most.
-
-    Returns:
-      For each row, the indices of its items. Deterministic: equal lengths keep their order.
-    """
-    rows: list[list[int]] = []
-    room: list[int] = []
-    open_from = 0  # rows before this one are full
-    for i in np.argsort(-lengths, kind="stable").tolist():
-        need = int(lengths[i])
-        for r in range(open_from, len(rows)):
-            if room[r] >= need and len(rows[r]) < max_per_row:
-                break
-        else:
-            r = len(rows)
-            rows.append([])
-            room.append(row_length)
-        rows[r].append(i)
-        room[r] -= need
-        while open_from < len(rows) and (
-            room[open_from] == 0 or len(rows[open_from]) == max_per_row
-        ):
-            open_from += 1
-    return rows

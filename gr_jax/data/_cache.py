@@ -46,10 +46,23 @@ class TaskCache:
         offsets = self.offsets[feature]
         return (offsets[examples + 1] - offsets[examples]).astype(np.int64)
 
+    def gather(self, feature: str, examples: Int[np.ndarray, " n"]) -> Int[np.ndarray, " total"]:
+        """The tokens of some examples, end to end."""
+        starts = self.offsets[feature][examples]
+        return self.tokens[feature][spans(starts, self.lengths(feature, examples))]
+
     def example(self, feature: str, index: int) -> Int[np.ndarray, " length"]:
         """The tokens of one example."""
         offsets = self.offsets[feature]
         return self.tokens[feature][offsets[index] : offsets[index + 1]]
+
+
+def spans(
+    starts: Int[np.ndarray, " n"], lengths: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " total"]:
+    """The numbers from each start on, as many as its length says, end to end."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
 @dataclasses.dataclass(frozen=True)

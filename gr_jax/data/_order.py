@@ -88,28 +88,38 @@ def mixture_positions(
     Returns:
       (task, example index in that task), int64 [batch_size] each.
     """
-    weights = [Fraction(r) if n else Fraction(0) for r, n in zip(rates, sizes, strict=True)]
-    if not sum(weights) > 0 or min(weights) < 0:
-        raise ValueError(f"no task with examples and a positive rate: {list(rates)}, {list(sizes)}")
-
-    def read_before(step: int) -> list[int]:
-        # Each task in turn takes its rounded share of what is left. Exact fractions, so that no
-        # count ever decreases from a step to the next.
-        counts, left, weight_left = [], step * batch_size, sum(weights)
-        for weight in weights:
-            counts.append(math.floor(left * weight / weight_left + _HALF) if weight else 0)
-            left, weight_left = left - counts[-1], weight_left - weight
-        return counts
-
-    start, stop = read_before(step), read_before(step + 1)
+    start = examples_read(step * batch_size, rates, sizes)
+    stop = examples_read((step + 1) * batch_size, rates, sizes)
     tasks, examples = [], []
     for task, size in enumerate(sizes):
         positions = np.arange(start[task], stop[task], dtype=np.int64)
         if not len(positions):
             continue
-        epoch, offset = np.divmod(positions, size)
-        task_seed = (seed * 1_000_003 + task) * 1_000_003 & _SEEDS  # a Python int: any size
-        epoch_seed = (task_seed + epoch) & _SEEDS
         tasks.append(np.full(len(positions), task, np.int64))
-        examples.append(permute(offset, size, epoch_seed))
+        examples.append(examples_at(positions, task, size, seed))
     return np.concatenate(tasks), np.concatenate(examples)
+
+
+def examples_read(total: int, rates: Sequence[float], sizes: Sequence[int]) -> list[int]:
+    """How many of the first `total` examples of a run are each task's; see `mixture_positions`.
+
+    Each task in turn takes its rounded share of what is left. Exact fractions, so that no count
+    ever decreases as `total` grows.
+    """
+    weights = [Fraction(r) if n else Fraction(0) for r, n in zip(rates, sizes, strict=True)]
+    if not sum(weights) > 0 or min(weights) < 0:
+        raise ValueError(f"no task with examples and a positive rate: {list(rates)}, {list(sizes)}")
+    counts, left, weight_left = [], total, sum(weights)
+    for weight in weights:
+        counts.append(math.floor(left * weight / weight_left + _HALF) if weight else 0)
+        left, weight_left = left - counts[-1], weight_left - weight
+    return counts
+
+
+def examples_at(
+    positions: Int[np.ndarray, " n"], task: int, size: int, seed: int
+) -> Int[np.ndarray, " n"]:
+    """Which of its `size` examples a task reads as its 0th, 1st, ... `positions`th of a run."""
+    epoch, offset = np.divmod(positions, size)
+    task_seed = (seed * 1_000_003 + task) * 1_000_003 & _SEEDS  # a Python int: any size
+    return permute(offset, size, (task_seed + epoch) & _SEEDS)

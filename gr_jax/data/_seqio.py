@@ -12,6 +12,7 @@ from gr_jax.data._tokenizer import is_bytes
 with hidden_stderr():  # TensorFlow greets with a screenful of hardware it did not find
     import seqio
     import tensorflow as tf
+    from seqio import vocabularies
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
@@ -46,6 +47,8 @@ def register_task(
     if is_bytes(sentencepiece):
         vocabulary = seqio.ByteVocabulary(extra_ids=0)
     else:
+        # SeqIO reads a path once in the life of a process, and here may be another model by now
+        vocabularies._load_model_internal.cache_clear()
         vocabulary = seqio.SentencePieceVocabulary(str(sentencepiece), extra_ids=0)
     return seqio.TaskRegistry.add(
         name,

@@ -216,6 +216,26 @@ class DocidMap:
             equal = shared[1:] == level
         return shared
 
+    def places(self, tokens: Int[np.ndarray, "m tokens"]) -> Int[np.ndarray, " m"]:
+        """Where in `sorted_order` the first document with each docid stands.
+
+        Args:
+          tokens: docids as `tokens` has them: 0 after the end.
+
+        Raises:
+          ValueError: no document has such a docid.
+        """
+        asked = _comparable(_pack(self.vocabulary.decode(tokens), self.level_sizes))
+        found = np.minimum(np.searchsorted(self._sorted_words, asked), len(self) - 1)
+        if (unknown := self._sorted_words[found] != asked).any():
+            raise ValueError(f"no document has the docid {tokens[unknown][0].tolist()}")
+        return found
+
+    @functools.cached_property
+    def _sorted_words(self) -> np.ndarray:
+        words = _pack(self.codes, self.level_sizes)
+        return _comparable([word[self.sorted_order] for word in words])
+
     @functools.cached_property
     def unique(self) -> bool:
         """Whether no two documents share a docid."""

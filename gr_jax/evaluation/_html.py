@@ -204,6 +204,7 @@ def _conditions(content: Mapping[str, Any]) -> str:
         "steps": f"{content['steps']:,}",
         "search": _search(content),
         "device": html.escape(content["device"]),
+        **({"exposure": _exposure(content["exposure"])} if content["exposure"] else {}),
         "docid fingerprint": f"<code>{html.escape(content['docid_fingerprint'])}</code>",
         "wall-clock time": ", ".join(
             f"{html.escape(stage)} {_clock(value)}" for stage, value in seconds.items()
@@ -224,6 +225,15 @@ def _search(content: Mapping[str, Any]) -> str:
         f"precision: {content['precision'] or 'not known'}",
     ]
     return html.escape("; ".join(parts))
+
+
+def _exposure(summary: Mapping[str, Any]) -> str:
+    """How often training has seen the documents, in words."""
+    figures = summary["total"]
+    return (
+        f"a document was seen {figures['min']:,} to {figures['max']:,} times, "
+        f"median {figures['median']:,.0f}; {figures['never']:,} never"
+    )
 
 
 def _clock(seconds: float) -> str:

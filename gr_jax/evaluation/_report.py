@@ -81,6 +81,8 @@ class Report:
         precision: Of the model while it searched; None if not known.
         exact: Whether every document was scored, instead of a search.
         certify: Whether the beam grew where the ranking was not certainly exact.
+        exposure: How often training has seen the documents, as `gr_jax.data.Exposure.summary`
+            has it; None if not known.
     """
 
     documents: int
@@ -99,6 +101,7 @@ class Report:
     precision: str | None = None
     exact: bool = False
     certify: bool = False
+    exposure: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         _check_keys("wall_seconds", self.wall_seconds, STAGES)
@@ -136,6 +139,7 @@ class Report:
             "precision": self.precision,
             "exact": self.exact,
             "certify": self.certify,
+            "exposure": dict(self.exposure) if self.exposure else None,
             "docid_fingerprint": self.docid_fingerprint,
             "index_bytes": dict(self.index_bytes),
             "device": self.device,

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 class LossSums(NamedTuple):
     """Sums over the real target tokens of a batch; divide by `weight` for means.
 
+    Scalars, or one for each task of the mixture.
+
     Attributes:
       loss: cross-entropy with label smoothing, plus z-loss, in nats.
       z_loss: the part of `loss` that is z-loss.
@@ -19,10 +21,10 @@ class LossSums(NamedTuple):
       weight: number of real target tokens.
     """
 
-    loss: Float[Array, ""]
-    z_loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    weight: Float[Array, ""]
+    loss: Float[Array, "*tasks"]
+    z_loss: Float[Array, "*tasks"]
+    correct: Float[Array, "*tasks"]
+    weight: Float[Array, "*tasks"]
 
 
 def cross_entropy_loss(
@@ -32,6 +34,8 @@ def cross_entropy_loss(
     allowed: Bool[Array, "b t v"] | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    tasks: Int[Array, "b t"] | None = None,
+    num_tasks: int = 0,
 ) -> LossSums:
     """t5x's loss: smoothed cross-entropy + `z_loss` * log(Z)^2; target 0 is padding.
 
@@ -45,6 +49,8 @@ def cross_entropy_loss(
         never none: all sums and the best prediction are over these. None allows all.
       label_smoothing: mass spread over the other tokens.
       z_loss: weight of log(Z)^2.
+      tasks: which task each target is of, from 1; 0 in padding. None for scalars.
+      num_tasks: number of tasks, where there are `tasks`.
     """
     weights = (targets > 0).astype(jnp.float32)
     # not logsumexp's `where`, whose gradient keeps one more array of this size
@@ -66,9 +72,17 @@ def cross_entropy_loss(
         loss = log_z - picked
     regulariser = z_loss * jnp.square(log_z)
     correct = scores.argmax(-1) == targets
+
+    def total(values: Float[Array, "b t"]) -> Float[Array, "*tasks"]:
+        if tasks is None:
+            return values.sum()
+        of_task = tasks[..., None] == jnp.arange(1, num_tasks + 1)
+        # not a product: a loss that is not a number stays with its task
+        return jnp.where(of_task, values[..., None], 0.0).sum(axis=(0, 1))
+
     return LossSums(
-        loss=((loss + regulariser) * weights).sum(),
-        z_loss=(regulariser * weights).sum(),
-        correct=(correct * weights).sum(),
-        weight=weights.sum(),
+        loss=total((loss + regulariser) * weights),
+        z_loss=total(regulariser * weights),
+        correct=total(correct * weights),
+        weight=total(weights),
     )

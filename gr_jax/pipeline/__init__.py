@@ -2,6 +2,7 @@
 
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._evaluate import EvalConfig, evaluate, evaluate_queries
+from gr_jax.pipeline._exposure import exposure
 from gr_jax.pipeline._initial import InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Prepared, prepare
 from gr_jax.pipeline._run import infer, rounded_up, run, train
@@ -16,6 +17,7 @@ __all__ = [
     "Workspace",
     "evaluate",
     "evaluate_queries",
+    "exposure",
     "infer",
     "load_collection",
     "prepare",

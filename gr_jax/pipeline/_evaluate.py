@@ -33,9 +33,11 @@ from gr_jax.evaluation import (
 )
 from gr_jax.models import Precision
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
+from gr_jax.pipeline._exposure import exposure
 from gr_jax.pipeline._prepare import Log
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.serving import DEFAULT_SCORE, Index, SearchConfig
+from gr_jax.training import Partitioner, Partitioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,8 @@ class EvalConfig:
       precision: of the model; None for the one that it was trained in.
       certify: search with wider and wider beams until the ranking is certainly exact, up to
         `SearchConfig.most_beam`.
+      partitioning: spreads the model, and each batch of queries, over this host's devices; None for
+        one device.
     """
 
     beam: int = 100
@@ -56,6 +60,7 @@ class EvalConfig:
     score: Score = DEFAULT_SCORE
     precision: Precision | None = None
     certify: bool = False
+    partitioning: Partitioning | None = None
 
     def __post_init__(self):
         _ = self.search  # refused now rather than after training
@@ -111,7 +116,8 @@ def evaluate(
       UserError: nothing trained there, or another corpus's index.
     """
     workspace = Workspace(model_dir)
-    index = Index.load(workspace.path, workspace.step_of(checkpoint))
+    step = workspace.step_of(checkpoint)
+    index = Index.load(workspace.path, step, on_this_host(config.partitioning))
     collection = load_collection(corpus, strict=strict)
     workspace.check(collection.corpus)
     if dry_run:
@@ -129,6 +135,9 @@ def evaluate(
         return read_report(written)
     if not collection.splits:
         log("no evaluation split: the corpus has no qrels beside train")
+    seen = None
+    if workspace.cache.exists():  # it may have been deleted to save room: no search needs it
+        seen = exposure(model_dir=model_dir, step=index.step).summary()
     start = time.perf_counter()
     bm25 = BM25(collection.corpus)
     splits: dict[str, Split] = {}
@@ -162,6 +171,7 @@ def evaluate(
         precision=index.precision(config.precision),
         exact=config.exact,
         certify=config.certify,
+        exposure=seen,
         index_bytes={"gr_jax": index.nbytes(config.precision), "bm25": bm25.index_bytes},
         device=_device(),
         versions={"python": platform.python_version(), "gr_jax": __version__}
@@ -199,7 +209,7 @@ def evaluate_queries(
     """
     if Path(run).is_dir():
         raise UserError(f"{run}: is a directory; name the run file to write")
-    index = Index.load(model_dir)
+    index = Index.load(model_dir, partitioner=on_this_host(config.partitioning))
     asked = read_query_set(
         queries,
         qrels,
@@ -212,6 +222,11 @@ def evaluate_queries(
     write_run(run, ranked, "gr_jax")
     figures = evaluate_run(ranked, asked.qrels)
     return {"queries": len(asked), **figures, "certified": float(np.mean(found.exact))}
+
+
+def on_this_host(partitioning: Partitioning | None) -> Partitioner | None:
+    """The partitioner of a search: other hosts take no part in it."""
+    return partitioning and Partitioner.make(partitioning, jax.local_devices())
 
 
 def _fingerprint(splits: Mapping[str, QuerySet]) -> str:
@@ -263,12 +278,13 @@ def _run_of(index: Index, queries: QuerySet, found: SearchResult) -> Run:
 
 
 def _device() -> str:
-    device = jax.devices()[0]
+    devices = jax.local_devices()
+    device = devices[0]
     name = device.device_kind
     if device.platform == "cpu":
         cores = _cores()
         name = f"{_cpu_model()}, {cores} cores"
-    return f"{len(jax.devices())} x {name}" if len(jax.devices()) > 1 else name
+    return f"{len(devices)} x {name}" if len(devices) > 1 else name
 
 
 def _cores() -> int:

@@ -25,7 +25,7 @@ from gr_jax.checkpoints import (
 from gr_jax.data import MixtureCache
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
-from gr_jax.training import AdafactorState, Optimizer, Start, adafactor_state_from_t5x
+from gr_jax.training import Optimizer, Start, adafactor_state_from_t5x
 
 DOCID_TABLES = ("random", "documents", "checkpoint")
 OPTIMIZERS = ("fresh", "checkpoint")
@@ -42,8 +42,9 @@ class InitialCheckpoint:
         `random`; `documents`, the mean embedding of the text of the documents that a token stands
         for, as large as random rows are; or `checkpoint`, those of a checkpoint that was trained on
         the same docids.
-      optimizer: what Adafactor's moments start as: `fresh`, or those of a t5x `checkpoint`, which
-        were saved for the same parameters.
+      optimizer: what the optimizer's state starts as: `fresh`; or that of a `checkpoint`, saved
+        for the same parameters: Adafactor's of t5x, or any of gr_jax, of which the parameters are
+        then those that were trained, not their average.
     """
 
     path: str | None = None
@@ -109,7 +110,8 @@ class InitialCheckpoint:
             make = functools.partial(init_parameters, config)
             params = jax.jit(make, out_shardings=shardings)(key)
             return start._replace(params=with_document_tables(params, cache))
-        source = open_checkpoint(self.path)
+        # the moments belong to the parameters, not to their average
+        source = open_checkpoint(self.path, "eval" if self.optimizer == "fresh" else "params")
         if self.docid_tables == "checkpoint":
             if source.docid_fingerprint not in (None, docid_fingerprint):
                 raise UserError(
@@ -128,7 +130,9 @@ class InitialCheckpoint:
 
     def _moments(
         self, source: ParameterSource, config: T5Config, params: Any, optimizer: Optimizer
-    ) -> AdafactorState:
+    ) -> Any:
+        if source.format == "gr-jax":
+            return self._own_state(source, params, optimizer)
         if optimizer.name != "adafactor":
             raise UserError(
                 "InitialCheckpoint.optimizer is 'checkpoint': t5x's state is Adafactor's, the run "
@@ -145,6 +149,27 @@ class InitialCheckpoint:
             return adafactor_state_from_t5x(moments, params, optimizer.adafactor, new=new)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
+
+    def _own_state(self, source: ParameterSource, params: Any, optimizer: Optimizer) -> Any:
+        if self.docid_tables != "checkpoint":
+            raise UserError(
+                "InitialCheckpoint.optimizer is 'checkpoint': gr_jax's is of the docid tables too; "
+                "give InitialCheckpoint.docid_tables='checkpoint' (DOCID_TABLES)"
+            )
+
+        def read(keys: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+            path = (str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in keys)
+            name = "/".join(("opt_state", *path))
+            found = source.optimizer.get(name)
+            if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+                raise UserError(
+                    f"{self.path}: has another optimizer's state ({name}); give the Optimizer that "
+                    "it was trained with, or InitialCheckpoint.optimizer='fresh'"
+                )
+            return found.read()
+
+        shapes = jax.eval_shape(optimizer.make().init, params)
+        return jax.tree_util.tree_map_with_path(read, shapes)
 
 
 RANDOM_PARAMETERS = InitialCheckpoint()

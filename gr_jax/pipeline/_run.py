@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gr_jax import distributed
 from gr_jax.corpus import Collection, read_queries
 from gr_jax.decoding import Score
 from gr_jax.docids import DocidAssigner
@@ -18,7 +20,7 @@ from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, write_run
 from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
-from gr_jax.pipeline._evaluate import EvalConfig, evaluate
+from gr_jax.pipeline._evaluate import EvalConfig, evaluate, on_this_host
 from gr_jax.pipeline._initial import RANDOM_PARAMETERS, InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, check_inputs, prepare
 from gr_jax.pipeline._workspace import Workspace
@@ -26,10 +28,13 @@ from gr_jax.queries import SyntheticQueries
 from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
 from gr_jax.training import (
     Partitioner,
+    Partitioning,
     Progress,
     TrainConfig,
+    describe_goodput,
     measure_steps,
     model_settings,
+    read_goodput,
 )
 from gr_jax.training import train as train_model
 
@@ -74,49 +79,81 @@ def train(
       UserError: something in the input or the settings is wrong.
       Interrupted: asked to stop; the state is saved.
     """
-    workspace = Workspace(model_dir)
     partitioner = Partitioner.make(trainer.partitioning)
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
-    if not workspace.trained:  # a run that goes on has its parameters
-        initial.check()
-    collection = load_collection(corpus, strict=strict)
-    log(_describe_collection(collection))
-    if dry_run:
-        check_inputs(workspace, collection, docids=docids, data=data)
-        return
-    prepared = prepare(workspace, collection, docids=docids, queries=queries, data=data, log=log)
-    config = _sized(model, prepared)
-    shardings = partitioner.parameters(config)  # refuses what does not divide
+    with contextlib.ExitStack() as held:
+        with distributed.first_process_first("preparation"):
+            workspace = Workspace(model_dir)
+            if not workspace.trained:  # a run that goes on has its parameters
+                initial.check()
+            collection = load_collection(corpus, strict=strict)
+            log(_describe_collection(collection))
+            check_inputs(workspace, collection, docids=docids, data=data)
+            if dry_run:
+                return
+            if distributed.is_first():
+                held.enter_context(workspace.alone())
+            prepared = prepare(
+                workspace, collection, docids=docids, queries=queries, data=data, log=log
+            )
+        _fit(
+            workspace,
+            prepared,
+            _sized(model, prepared),
+            trainer,
+            initial,
+            partitioner,
+            log=log,
+            progress=progress,
+            started=started,
+        )
+
+
+def _fit(
+    workspace: Workspace,
+    prepared: Prepared,
+    model: T5Config,
+    trainer: TrainConfig,
+    initial: InitialCheckpoint,
+    partitioner: Partitioner,
+    *,
+    log: Log,
+    progress: Progress | None,
+    started: Callable[[Path], None],
+) -> None:
+    """Trains `model` on what is prepared; see `train`."""
+    shardings = partitioner.parameters(model)  # refuses what does not divide
     start = initial.origin()
     if not workspace.trained:
         start = initial.start(
-            config,
+            model,
             prepared.cache,
             shardings,
             trainer.optimizer,
             seed=trainer.seed,
             docid_fingerprint=prepared.docid_map.fingerprint,
         )
-    total_steps = _total_steps(workspace, trainer, config, prepared, partitioner, log)
+    total_steps = _total_steps(workspace, trainer, model, prepared, partitioner, log)
     spec = IndexSpec(
-        model=config,
+        model=model,
         docid_fingerprint=prepared.docid_map.fingerprint,
         words_only=prepared.tokenizer.words_only,
-        input_length=data.input_length,
+        input_length=prepared.config.input_length,
         seed=trainer.seed,
         command=_command(),
     )
-    if not workspace.trained:  # a run that goes on keeps the record of how it began
+    writes = distributed.is_first()
+    if writes and not workspace.trained:  # a run that goes on keeps the record of how it began
         spec.save(workspace.index)
         started(workspace.path)
-    log(f"training: {total_steps:,} steps of {data.batch_size} examples")
+    log(f"training: {total_steps:,} steps of {prepared.config.batch_size} examples")
     began = time.perf_counter()
     before = workspace.noted("train_seconds") or 0.0 if workspace.trained else 0.0
     finished = (workspace.path / f"checkpoint_{total_steps}").exists()
     try:
         train_model(
             trainer,
-            config,
+            model,
             prepared.batches(row_multiple=_row_multiple(partitioner, trainer), seed=trainer.seed),
             partitioner,
             workspace.path,
@@ -127,7 +164,9 @@ def train(
             progress=progress,
         )
     finally:
-        if not finished:
+        if writes and not finished:
+            if sum((seconds := read_goodput(workspace.path / "train")).values()):
+                log(describe_goodput(seconds))
             workspace.note("train_seconds", round(before + time.perf_counter() - began, 3))
 
 
@@ -151,7 +190,7 @@ def run(
     """The whole job: `train`, then `evaluate`; see both for the arguments.
 
     Returns:
-      The report; None after a dry run.
+      The report; None after a dry run, and in all processes but the first.
     """
     train(
         model_dir=model_dir,
@@ -170,13 +209,16 @@ def run(
     )
     if dry_run:
         return None
-    return evaluate(
-        model_dir=model_dir,
-        corpus=corpus,
-        strict=strict,
-        config=evaluation,
-        log=log,
-        again=False,
+    return distributed.only_first(
+        "evaluation",
+        lambda: evaluate(
+            model_dir=model_dir,
+            corpus=corpus,
+            strict=strict,
+            config=evaluation,
+            log=log,
+            again=False,
+        ),
     )
 
 
@@ -192,6 +234,7 @@ def infer(
     score: Score = DEFAULT_SCORE,
     precision: Precision | None = None,
     certify: bool = False,
+    partitioning: Partitioning | None = None,
     dry_run: bool = False,
     log: Log = lambda _: None,
 ) -> None:
@@ -205,9 +248,10 @@ def infer(
       checkpoint: `MODEL_DIR/checkpoint_<step>`; the newest by default.
       k: documents per query.
       beam: width of the search.
-      score: see `EvalConfig`, as for the next two.
+      score: see `EvalConfig`, as for the next three.
       precision: of the model.
       certify: search until the answers are certainly exact.
+      partitioning: of model and queries over this host's devices.
       dry_run: check all of the above, and write nothing.
       log: told what was written.
 
@@ -220,7 +264,8 @@ def infer(
         raise UserError("RUN names the run file and INFER_OUTPUT_DIR its folder: give one of them")
     config = SearchConfig(beam, score, precision, exact=certify)
     workspace = Workspace(model_dir)
-    index = Index.load(workspace.path, workspace.step_of(checkpoint))
+    step = workspace.step_of(checkpoint)
+    index = Index.load(workspace.path, step, on_this_host(partitioning))
     asked = list(read_queries(queries).values())
     if not asked:
         raise UserError(f"{queries}: holds no queries")
@@ -302,9 +347,11 @@ def _total_steps(
         partitioner,
         prepared.docid_map,
     )
+    seconds = distributed.from_first("timing", seconds)
     steps = max(round(trainer.minutes * 60 / seconds), 1)
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")
-    workspace.note("plan", {"settings": settings, "steps": steps})
+    if distributed.is_first():
+        workspace.note("plan", {"settings": settings, "steps": steps})
     return steps
 
 

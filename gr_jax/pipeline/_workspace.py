@@ -7,25 +7,33 @@ MODEL_DIR/
   examples/<task>.tsv       training examples as text
   cache/                    training examples as tokens
   checkpoint_<step>/        Orbax
-  train/                    TensorBoard events, metrics.jsonl
+  train/                    TensorBoard events, metrics.jsonl, goodput.jsonl, traces
   runs/<split>.<system>.run TREC runs
   config.gin model-info.txt stages.json index.json report.json report.html
+  train.lock                held by the process that trains here
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import re
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gr_jax.corpus import Corpus, write_corpus
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_file
+from gr_jax.files import atomic_file, disk_errors
 
+# what a file system says that has no locks: some NFS and FUSE mounts
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
@@ -65,6 +73,38 @@ class Workspace:
             raise UserError(
                 f"{self._record}: damaged ({error}); delete it to do all stages again"
             ) from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other trainers out of the directory; readers need not ask.
+
+        Raises:
+          UserError: there is one already.
+        """
+        # The kernel lets go of the lock when the process ends, however it ends, so the file may
+        # stay. NFS before 4 and some mounts of buckets know no locks, or keep them to one host.
+        with contextlib.ExitStack() as held:
+            path = self.path / "train.lock"
+            with disk_errors(path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                stream = held.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                raise UserError(
+                    f"{self.path}: {holder} is training here; wait for it or stop it, or give "
+                    "another model directory"
+                ) from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            with disk_errors(path):
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+                stream.flush()
+            yield
 
     @property
     def trained(self) -> bool:
@@ -111,6 +151,7 @@ class Workspace:
         Raises:
           UserError: the directory holds the index of another corpus, or something else.
         """
+        self._stages = self._read()  # whoever was here in the meantime may have gone on
         held = self._stages.get("corpus")
         ours = (self.corpus, self.docids, self.sentencepiece, self.examples, self.cache)
         if not held and (foreign := [p for p in ours if p.exists()]):

@@ -27,7 +27,7 @@ from gr_jax.models import (
     prepare_inference,
 )
 from gr_jax.serving._config import SearchConfig
-from gr_jax.training import load_eval_parameters
+from gr_jax.training import Partitioner, load_eval_parameters
 
 _ONE_QUERY = SearchConfig(beam=20)  # what a person who waits for ten documents wants
 
@@ -108,12 +108,22 @@ class Index:
         self._corpus_file = corpus_file
 
     @classmethod
-    def load(cls, model_dir: str | Path, step: int | None = None) -> Self:
+    def load(
+        cls,
+        model_dir: str | Path,
+        step: int | None = None,
+        partitioner: Partitioner | None = None,
+    ) -> Self:
         """Loads the checkpoint of `step`, or the newest, of `model_dir`.
+
+        Args:
+          model_dir: of a trained index.
+          step: of the checkpoint.
+          partitioner: spreads model and queries over devices of this process; None for one device.
 
         Raises:
           UserError: nothing is trained there yet, there is no such checkpoint, a file is damaged,
-            or parts do not belong together.
+            parts do not belong together, or the model does not divide.
         """
         path = Path(model_dir).expanduser()
         spec = IndexSpec.load(path / "index.json")
@@ -123,7 +133,8 @@ class Index:
                 f"{path}: its docids ({docid_map.fingerprint[:12]}) are not those that the model "
                 f"was trained on ({spec.docid_fingerprint[:12]})"
             )
-        parameters, step = load_eval_parameters(path, spec.docid_fingerprint, step)
+        shardings = partitioner and partitioner.parameters(spec.model)
+        parameters, step = load_eval_parameters(path, spec.docid_fingerprint, step, shardings)
         return cls(
             spec,
             docid_map,

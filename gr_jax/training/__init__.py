@@ -12,7 +12,8 @@ from gr_jax.training._checkpoints import (
     load_eval_parameters,
     model_settings,
 )
-from gr_jax.training._loop import Interrupted, Progress, TrainConfig, measure_steps, train
+from gr_jax.training._goodput import describe_goodput, read_goodput
+from gr_jax.training._loop import Interrupted, TrainConfig, measure_steps, train
 from gr_jax.training._metrics import MetricsWriter, read_metrics
 from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import (
@@ -22,6 +23,7 @@ from gr_jax.training._partitioning import (
     make_mesh,
     write_model_info,
 )
+from gr_jax.training._reporter import Progress
 from gr_jax.training._restriction import SOFTMAXES, Softmax
 from gr_jax.training._schedule import Schedule
 from gr_jax.training._step import Start, StepMetrics, TrainState, init_state, train_step
@@ -46,12 +48,14 @@ __all__ = [
     "TrainState",
     "adafactor_state_from_t5x",
     "adafactor_state_to_t5x",
+    "describe_goodput",
     "init_state",
     "load_eval_parameters",
     "logical_axis_rules",
     "make_mesh",
     "measure_steps",
     "model_settings",
+    "read_goodput",
     "read_metrics",
     "train",
     "train_step",

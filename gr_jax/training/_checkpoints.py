@@ -56,7 +56,10 @@ class Checkpoints:
     """Saves in the background, atomically, and restores the newest."""
 
     def __init__(self, model_dir: Path, *, keep: int | None = 2, read_only: bool = False):
-        """Opens `model_dir`, made if needed; `read_only` leaves it as it is."""
+        """Opens `model_dir`, made if needed; `read_only` leaves it as it is.
+
+        All processes of a run open it together to write; to read, each does so alone.
+        """
         self._directory = Path(model_dir).absolute()
         if not read_only:
             with disk_errors(self._directory):
@@ -72,6 +75,7 @@ class Checkpoints:
                 # a reader must not: they may be a save in flight
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
+                multiprocessing_options=_alone() if read_only else _together(),
             ),
             item_names=("state", "identity"),
         )
@@ -135,26 +139,36 @@ class Checkpoints:
                     f"{path}: made with {_difference(field.name, theirs, ours)}; "
                     "use another model directory"
                 )
-        with damage(path, "damaged, or made with another optimizer or without ema_decay"):
+        before = [other for other in self.steps if other < step]
+        mend = f"to go on from checkpoint_{before[-1]}" if before else "to begin again"
+        what = f"damaged, or made with another optimizer or without ema_decay; delete it {mend}"
+        with damage(path, what):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             )
             return restored["state"]
 
-    def restore_eval_parameters(self, step: int) -> Any:
-        """`TrainState.eval_params` of a checkpoint, on the default device.
+    def restore_eval_parameters(self, step: int, shardings: Any = None) -> Any:
+        """`TrainState.eval_params` of a checkpoint, on the default device or as `shardings` say.
 
         Raises:
           UserError: the checkpoint is damaged.
         """
         path = self._directory / f"checkpoint_{step}"
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        with damage(path, "the checkpoint is damaged"), ocp.PyTreeCheckpointer() as checkpointer:
+        reader = ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone()),
+            multiprocessing_options=_alone(),
+        )
+        with damage(path, "the checkpoint is damaged"), reader as checkpointer:
             tree = checkpointer.metadata(path / "state").item_metadata.tree
             name = "params" if tree["ema"] is None else "ema"
+            if shardings is None:
+                device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                shardings = jax.tree.map(lambda _: device, tree[name])
             wanted = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
                 {name: tree[name]},
+                {name: shardings},
             )
             restored = checkpointer.restore(
                 path / "state",
@@ -170,6 +184,20 @@ class Checkpoints:
         """Waits for pending saves and releases the directory."""
         self.wait()
         self._manager.close()
+
+
+def _together() -> ocp.options.MultiprocessingOptions:
+    return ocp.options.MultiprocessingOptions()
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For what one process does while others may be waiting for it."""
+    if jax.process_count() == 1:
+        return _together()
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"only_{process}"
+    )
 
 
 def model_settings(text: str) -> dict[str, Any]:
@@ -203,7 +231,7 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
 
 
 def load_eval_parameters(
-    model_dir: Path, docid_fingerprint: str, step: int | None = None
+    model_dir: Path, docid_fingerprint: str, step: int | None = None, shardings: Any = None
 ) -> tuple[Any, int]:
     """The parameters to decode with, from a checkpoint of `model_dir`.
 
@@ -211,9 +239,10 @@ def load_eval_parameters(
       model_dir: the model directory.
       docid_fingerprint: of the `DocidMap` that will be decoded.
       step: of the checkpoint; None for the newest.
+      shardings: of every parameter, on this process's devices; None for the default device.
 
     Returns:
-      The parameter tree, on the default device, and its step.
+      The parameter tree and its step.
 
     Raises:
       UserError: no checkpoint, a damaged one, or one trained on other docids.
@@ -238,6 +267,6 @@ def load_eval_parameters(
                 f"{path}: trained on docids {identity.docid_fingerprint[:12]}, the directory has "
                 f"{docid_fingerprint[:12]}; restore the docid map that belongs to it"
             )
-        return checkpoints.restore_eval_parameters(step), step
+        return checkpoints.restore_eval_parameters(step, shardings), step
     finally:
         checkpoints.close()

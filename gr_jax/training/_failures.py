@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gr_jax import distributed
 from gr_jax.data import Batches
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
@@ -84,18 +85,29 @@ def failure(
             _examples(batches, step - 2, docid_map) if step > 1 else []
         ),
     }
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    if distributed.is_first():
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     named = ", ".join(
         f"{e['task']}/{e['example']}" + (f" ({e['document']})" if "document" in e else "")
         for e in examples[:_NAMED]
     )
-    last = "nothing was saved yet"
-    if saved is not None:
-        last = f"{Path(model_dir) / f'checkpoint_{saved}'} is the last good checkpoint"
     return UserError(
-        f"training diverged: {reason} at step {step}; lower the learning rate, or look at the "
-        f"batch ({named}, ...: all {len(examples)} examples in {path}); {last}"
+        f"training diverged: {reason} at step {step}; look at the batch ({named}, ...: all "
+        f"{len(examples)} examples in {path}), or lower the learning rate: "
+        f"{_lower_rate(Path(model_dir), saved)}"
+    )
+
+
+def _lower_rate(model_dir: Path, saved: int | None) -> str:
+    """How: a run with another learning rate is another run, which has a directory of its own."""
+    if saved is None:
+        return "nothing was saved yet, so the same MODEL_DIR takes another Schedule.base"
+    checkpoint = str(model_dir / f"checkpoint_{saved}")
+    return (
+        f"to begin at {checkpoint}, the last good checkpoint, give the same command a smaller "
+        f"Schedule.base, another MODEL_DIR, INITIAL_CHECKPOINT_PATH = {checkpoint!r}, "
+        "DOCID_TABLES = 'checkpoint' and INITIAL_OPTIMIZER = 'checkpoint'"
     )
 
 

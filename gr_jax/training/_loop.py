@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import json
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.profiler import StepTraceAnnotation
 
-from gr_jax.data import Batches
+from gr_jax import distributed
+from gr_jax.data import Batches, PackedBatch
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
-from gr_jax.models import T5Config
+from gr_jax.models import T5Config, training_flops
 from gr_jax.training._checkpoints import Checkpoints, RunIdentity
 from gr_jax.training._failures import FailureDetector, failure
+from gr_jax.training._goodput import Ledger
 from gr_jax.training._metrics import MetricsWriter
 from gr_jax.training._optimizer import Optimizer
 from gr_jax.training._partitioning import Partitioner, Partitioning, write_model_info
+from gr_jax.training._peak import peak_flops
+from gr_jax.training._profile import StepTrace
+from gr_jax.training._reporter import Progress, Reporter
 from gr_jax.training._restriction import SOFTMAXES, Softmax, make_restriction
 from gr_jax.training._schedule import Schedule
 from gr_jax.training._step import (
@@ -37,17 +47,11 @@ from gr_jax.training._step import (
     train_step,
 )
 
+_POLL_SECONDS = 0.005  # how exactly a wait for data is known where the device has work first
+
 
 class Interrupted(Exception):
     """The user or the scheduler asked to stop; a checkpoint of the last step is on disk."""
-
-
-class Progress(Protocol):
-    """Told about training as it goes, for a progress bar."""
-
-    def __call__(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
-        """Called every `log_period` steps and at the last one."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,10 @@ class TrainConfig:
       spike_factor: stops the run when a loss is more than this many times the median of the last 50
         (after the warm-up); 0 never does, because most jumps heal and small losses jump often. A
         loss or gradient that is not a number always stops it.
+      profile_steps: (first step, number of steps) to write a profiler trace of, steps counted from
+        1; in MODEL_DIR/train/plugins/profile, for TensorBoard and XProf. None for none.
+      peak_flops: dense FLOP/s of one device, which model FLOPs utilisation is relative to; None for
+        its bfloat16 peak, where that is known.
       partitioning: how the run is spread over its devices.
       seed: of initialisation, example order and dropout.
     """
@@ -94,6 +102,8 @@ class TrainConfig:
     log_period: int = 20
     microbatches: int = 1
     spike_factor: float = 0.0
+    profile_steps: tuple[int, int] | None = None
+    peak_flops: float | None = None
     partitioning: Partitioning = dataclasses.field(default_factory=Partitioning)
     seed: int = 0
 
@@ -112,6 +122,21 @@ class TrainConfig:
             )
         if self.spike_factor and not self.spike_factor > 1:
             raise UserError(f"TrainConfig.spike_factor is {self.spike_factor}: more than 1, or 0")
+        steps = self.profile_steps
+        if steps is not None and not (
+            isinstance(steps, tuple | list)
+            and len(steps) == 2
+            and all(isinstance(n, int) and n > 0 for n in steps)
+        ):
+            raise UserError(
+                f"TrainConfig.profile_steps is {steps!r}: the first step (from 1) and how many, "
+                "(100, 5) for instance, or None"
+            )
+        if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:
+            raise UserError(
+                f"TrainConfig.peak_flops is {self.peak_flops}: a positive number, or None for "
+                "the device's own"
+            )
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"TrainConfig.minutes is {self.minutes}: a positive number is needed")
         if self.softmax not in SOFTMAXES:
@@ -149,8 +174,10 @@ def train(
         divide by `microbatches`, or training failed (see `TrainConfig.spike_factor`): the batch is
         in `failed_batch.json`.
     """
+    directory = Path(model_dir) / "train"
+    writes = distributed.is_first()
+    ledger = Ledger(directory if writes else None)
     optimizer = config.optimizer.make()
-    run_step = step_function(config, model, optimizer, partitioner, docid_map)
     identity = RunIdentity(
         docid_fingerprint=docid_fingerprint,
         model=model.to_json(),
@@ -168,9 +195,15 @@ def train(
         else:
             shapes = abstract_state(model, optimizer, partitioner, ema=ema)
             state = checkpoints.restore(latest, shapes, identity)
-        write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
+        if writes:
+            write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
         first = int(state.step)
-        metrics = MetricsWriter(Path(model_dir) / "train", first_step=first)
+        if first == total_steps:
+            return state
+        tasks = tuple(task.name for task in batches.cache.tasks)
+        run_step = step_function(
+            config, model, optimizer, partitioner, docid_map, num_tasks=len(tasks)
+        )
 
         def failed(step: int, reason: str) -> UserError:
             checkpoints.wait()
@@ -179,25 +212,76 @@ def train(
                 model_dir, step, reason, saved=saved, batches=batches, docid_map=docid_map
             )
 
-        reporter = _Reporter(config, metrics, total_steps, progress, failed)
-        try:
-            with _stop_signals() as stopped:
-                for step, batch in _prefetched(batches, first, total_steps):
-                    rate = config.schedule(step, total_steps)
+        with contextlib.ExitStack() as opened:
+            metrics = MetricsWriter(directory, first_step=first) if writes else None
+            if metrics:
+                opened.callback(metrics.close)
+            opened.callback(ledger.close)
+            ledger.resume(first)
+            traced = config.profile_steps if writes else None
+            trace = opened.enter_context(StepTrace(traced, directory, ledger))
+            stop = opened.enter_context(_stop_signals())
+            reporter = Reporter(
+                period=config.log_period,
+                total_steps=total_steps,
+                tasks=tasks,
+                detect=FailureDetector(config.spike_factor, config.schedule.warmup_steps),
+                failed=failed,
+                ledger=ledger,
+                metrics=metrics,
+                progress=progress,
+                flops=functools.partial(_flops, model),
+                peak_flops=_peak_flops(config, partitioner),
+            )
+            step_metrics = None
+            for step, coming in _prefetched(batches, first, total_steps):
+                batch = _arrived(coming, step_metrics, ledger)
+                rate = config.schedule(step, total_steps)
+                done = step + 1
+                trace.before(done, state)
+                with ledger.compiling(batch.arrays), StepTraceAnnotation("train", step_num=done):
                     state, step_metrics = run_step(state, batch.arrays, rate)
-                    done = step + 1
-                    reporter(done, batch, step_metrics, rate)
-                    if done % config.save_period == 0 or done == total_steps or stopped.is_set():
-                        reporter.check(done, state)
+                trace.after(done, state)
+                ledger.done = done
+                reporter(done, batch, step_metrics, rate)
+                stopping = stop.requested(done)
+                if done % config.save_period == 0 or done == total_steps or stopping:
+                    reporter.check(done, state)
+                    with ledger.spent("checkpoint"):
                         checkpoints.save(done, state, identity)
-                    if stopped.is_set() and done < total_steps:
+                if stopping and done < total_steps:
+                    with ledger.spent("checkpoint"):
                         checkpoints.wait()
-                        raise Interrupted(f"stopped at step {done} of {total_steps}")
-        finally:
-            metrics.close()
+                    raise Interrupted(f"stopped at step {done} of {total_steps}")
+            with ledger.spent("checkpoint"):
+                checkpoints.wait()
     finally:
         checkpoints.close()
     return state
+
+
+def _arrived(coming: Future[PackedBatch], last: StepMetrics | None, ledger: Ledger) -> PackedBatch:
+    """The batch, when it is there: time that the device waits for it is the data's."""
+    while last is not None and not (coming.done() or last.loss.is_ready()):  # pyright: ignore
+        concurrent.futures.wait([coming], timeout=_POLL_SECONDS)  # the device has work to do
+    with ledger.spent("data"):
+        return coming.result()
+
+
+def _flops(model: T5Config, batch: PackedBatch) -> float:
+    return training_flops(
+        model,
+        rows=batch.rows,
+        input_length=batch.arrays["encoder_input_tokens"].shape[1],
+        target_length=batch.arrays["decoder_target_tokens"].shape[1],
+    )
+
+
+def _peak_flops(config: TrainConfig, partitioner: Partitioner) -> float | None:
+    """Of all devices together; None where a device's is neither known nor given."""
+    devices = partitioner.mesh.devices.flat
+    of_one = config.peak_flops or peak_flops(devices[0].device_kind)
+    return None if of_one is None else of_one * len(devices)
 
 
 def _what_decides(config: TrainConfig, batches: Batches, start: Start | None = None) -> str:
@@ -218,11 +302,16 @@ def step_function(
     optimizer: Any,
     partitioner: Partitioner,
     docid_map: DocidMap | None = None,
+    *,
+    num_tasks: int = 0,
 ) -> Callable[[TrainState, dict[str, np.ndarray], float], tuple[TrainState, Any]]:
     """`train_step` with all but state, batch and learning rate filled in."""
-    dropout_key = jax.device_put(jax.random.key(config.seed + 1), partitioner.replicated)
+    # made in place, and put there from the host: other processes' devices take no local array
+    make_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=partitioner.replicated)
+    dropout_key = make_key(config.seed + 1)
     restriction = jax.device_put(
-        make_restriction(config.softmax, docid_map), partitioner.replicated
+        jax.tree.map(np.asarray, make_restriction(config.softmax, docid_map)),
+        partitioner.replicated,
     )
 
     def run(state: TrainState, arrays: dict[str, np.ndarray], rate: float):
@@ -241,6 +330,7 @@ def step_function(
                 loss_normalizing_factor=config.loss_normalizing_factor,
                 ema_decay=config.ema_decay,
                 microbatches=config.microbatches,
+                num_tasks=num_tasks,
             )
 
     return run
@@ -258,7 +348,9 @@ def measure_steps(
     """Seconds per step: the median of `timed` steps of a throw-away state, after compiling."""
     optimizer = config.optimizer.make()
     state = init_state(model, optimizer, partitioner, seed=0, ema=config.ema_decay > 0)
-    run_step = step_function(config, model, optimizer, partitioner, docid_map)
+    run_step = step_function(
+        config, model, optimizer, partitioner, docid_map, num_tasks=len(batches.cache.tasks)
+    )
     seconds = []
     for step in range(timed + 4):
         start = time.perf_counter()
@@ -268,106 +360,50 @@ def measure_steps(
     return float(np.median(seconds[4:]))
 
 
-def _prefetched(batches: Batches, first: int, total: int, ahead: int = 2) -> Iterator[Any]:
-    """Batches `first` to `total`, made in another thread a little ahead of the device."""
+def _prefetched(
+    batches: Batches, first: int, total: int, ahead: int = 2
+) -> Iterator[tuple[int, Future[PackedBatch]]]:
+    """Batches `first` to `total`, being made in another thread a little ahead of the device."""
     with concurrent.futures.ThreadPoolExecutor(1, "batches") as pool:
         pending = [pool.submit(batches, s) for s in range(first, min(first + ahead, total))]
         try:
             for step in range(first, total):
                 if step + ahead < total:
                     pending.append(pool.submit(batches, step + ahead))
-                yield step, pending.pop(0).result()
+                yield step, pending.pop(0)
         finally:
             for future in pending:
                 future.cancel()
 
 
-class _Reporter:
-    """Collects a period's metrics on the device and writes their means.
+class _stop_signals:
+    """While entered, SIGINT and SIGTERM ask to stop instead of killing; a second one kills.
 
-    Nothing is fetched before a period ends or a checkpoint is due, so that the device never waits;
-    a step that failed is found then.
+    Of several processes one is enough: JAX's preemption service has caught SIGTERM since it began,
+    tells the others, and finds a step that none of them has done yet.
     """
 
-    def __init__(self, config, metrics, total_steps, progress, failed):
-        self._period = config.log_period
-        self._metrics: MetricsWriter = metrics
-        self._total = total_steps
-        self._progress = progress
-        self._failed: Callable[[int, str], UserError] = failed
-        self._detect = FailureDetector(config.spike_factor, config.schedule.warmup_steps)
-        self._pending: list[tuple[int, Any, Any]] = []
-        self._values: list[StepMetrics] = []
-        self._since = time.perf_counter()
-        self._rate = 0.0
-
-    def __call__(self, done: int, batch: Any, step_metrics: Any, rate: float) -> None:
-        self._pending.append((done, batch, step_metrics))
-        self._rate = rate
-        if done % self._period == 0 or done == self._total:
-            self._flush(done)
-
-    def check(self, done: int, state: TrainState) -> None:
-        """Refuses to go on to a save after a step that failed.
-
-        The losses say so only one step later where a parameter is not a number: each is of the
-        parameters before its step.
-        """
-        self._fetch()
-        if not np.isfinite(_sum(state.params)):
-            raise self._failed(done, "a parameter is not a number after the update")
-
-    def _fetch(self) -> None:
-        new = self._pending[len(self._values) :]
-        for (step, _, _), values in zip(new, jax.device_get([m for *_, m in new]), strict=True):
-            if reason := self._detect(step, values):
-                raise self._failed(step, reason)
-            self._values.append(values)
-
-    def _flush(self, done: int) -> None:
-        self._fetch()
-        values = self._values
-        now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
-        real = sum(b.tokens for _, b, _ in self._pending)
-        room = sum(b.arrays["encoder_input_tokens"].size for _, b, _ in self._pending)
-        scalars = {
-            name: float(np.mean([getattr(v, name) for v in values]))
-            for name in ("loss", "z_loss", "accuracy", "gradient_norm")
-        }
-        scalars |= {
-            "learning_rate": self._rate,
-            "examples_per_second": sum(b.examples for _, b, _ in self._pending) / seconds,
-            "tokens_per_second": real / seconds,
-            "padding_fraction": 1.0 - real / room,
-            "steps_per_second": len(values) / seconds,
-        }
-        self._metrics.write(done, scalars)
-        self._pending, self._values, self._since = [], [], now
-        if self._progress:
-            self._progress(done, self._total, scalars)
-
-
-@jax.jit
-def _sum(tree: Any) -> jax.Array:
-    return jnp.stack([x.sum() for x in jax.tree.leaves(tree)]).sum()
-
-
-class _stop_signals:
-    """While entered, SIGINT and SIGTERM set an event instead of killing; a second one kills."""
-
-    def __enter__(self) -> threading.Event:
-        self._event = threading.Event()
+    def __enter__(self) -> Self:
+        self._asked = False
         self._old = {}
+        self._alone = jax.process_count() == 1
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
                 self._old[number] = signal.signal(number, self._handle)
-        return self._event
+        return self
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked after every step."""
+        if self._alone:
+            return self._asked
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def _handle(self, number, frame):
-        if self._event.is_set():
+        if self._asked:
             raise KeyboardInterrupt
-        self._event.set()
+        self._asked = True
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, *_):
         for number, handler in self._old.items():

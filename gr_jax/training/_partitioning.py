@@ -238,9 +238,9 @@ class Partitioner:
             )
 
     def put_batch(self, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A host's rows as global arrays."""
+        """The whole batch, which every process has, as global arrays: each keeps its own rows."""
         return {
-            name: jax.make_array_from_process_local_data(self.batch, array)
+            name: jax.make_array_from_callback(array.shape, self.batch, array.__getitem__)
             for name, array in arrays.items()
         }
 

@@ -54,12 +54,16 @@ class Start(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Means over the batch's target tokens, and the norm of all gradients, as device scalars."""
+    """Means over the batch's target tokens, and the norm of all gradients, as device scalars.
+
+    `sums` is what the means are made of, for each task of the mixture where they are told apart.
+    """
 
     loss: Float[Array, ""]
     z_loss: Float[Array, ""]
     accuracy: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    sums: LossSums
 
 
 def init_state(
@@ -189,6 +193,7 @@ def _fresh(
         "loss_normalizing_factor",
         "ema_decay",
         "microbatches",
+        "num_tasks",
     ),
     donate_argnames=("state",),
 )
@@ -207,6 +212,7 @@ def train_step(
     loss_normalizing_factor: float | None = None,
     ema_decay: float = 0.0,
     microbatches: int = 1,
+    num_tasks: int = 0,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of gradient descent.
 
@@ -225,6 +231,7 @@ def train_step(
         is taken; None for the number of target tokens. Metrics are always means.
       ema_decay: of the parameter average, if the state has one.
       microbatches: parts that the rows are worked through in, one after the other.
+      num_tasks: number of tasks of the mixture, whose sums are then told apart; 0 for one sum.
 
     Returns:
       The next state and this step's metrics.
@@ -249,14 +256,18 @@ def train_step(
             allowed=allowed,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
+            tasks=batch["decoder_task_ids"] if num_tasks else None,
+            num_tasks=num_tasks,
         )
-        return sums.loss / divisor, sums
+        return sums.loss.sum() / divisor, sums
 
     gradients = jax.grad(loss_fn, has_aux=True)
     if microbatches == 1:
         grads, sums = gradients(state.params, batch, key)
     else:
-        grads, sums = _accumulated(gradients, state.params, batch, key, rules, microbatches)
+        grads, sums = _accumulated(
+            gradients, state.params, batch, key, rules, microbatches, num_tasks
+        )
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params, learning_rate=learning_rate
     )
@@ -266,9 +277,10 @@ def train_step(
         # a short memory at first, so that the average forgets the initialisation
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
-    metrics = StepMetrics(
-        sums.loss / tokens, sums.z_loss / tokens, sums.correct / tokens, optax.tree.norm(grads)
-    )
+    with nn.logical_axis_rules(list(rules)):  # every process can read them
+        sums = LossSums(*(nn.with_logical_constraint(x, (None,) * x.ndim) for x in sums))
+    means = [x.sum() / tokens for x in (sums.loss, sums.z_loss, sums.correct)]
+    metrics = StepMetrics(*means, gradient_norm=optax.tree.norm(grads), sums=sums)
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
 
@@ -279,6 +291,7 @@ def _accumulated(
     key: Array,
     rules: Rules,
     microbatches: int,
+    num_tasks: int = 0,
 ) -> tuple[Any, LossSums]:
     """`gradients` and sums of the whole batch, with the activations of a part of it in memory."""
     rows = len(batch["decoder_target_tokens"])
@@ -299,7 +312,8 @@ def _accumulated(
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, more), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-    nothing = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+    shape = (num_tasks,) if num_tasks else ()
+    nothing = LossSums(*(jnp.zeros(shape, jnp.float32) for _ in LossSums._fields))
     parts = (jnp.arange(microbatches), jax.tree.map(part, batch))
     total, _ = jax.lax.scan(add, (zeros, nothing), parts)
     return total

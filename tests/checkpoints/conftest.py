@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from gr_jax.checkpoints import ParameterSource, from_parameters, parameter_shapes
+from gr_jax.checkpoints import (
+    ParameterSource,
+    from_parameters,
+    open_checkpoint,
+    parameter_shapes,
+)
+from gr_jax.errors import UserError
 from gr_jax.models import T5Config
 
 HERE = Path(__file__).parent
@@ -60,6 +66,17 @@ def assert_holds(source: ParameterSource, arrays: dict[str, np.ndarray]) -> None
         read = source.read(name)
         assert read.dtype == array.dtype and read.shape == array.shape, name
         np.testing.assert_array_equal(read, array, err_msg=name)
+
+
+def one_line(path: Path) -> str:
+    """The one line that refuses the checkpoint at `path`, at the latest when all of it is read."""
+    with pytest.raises(UserError) as error:
+        source = open_checkpoint(path)
+        for name in source.leaves:
+            source.read(name)
+    message = str(error.value)
+    assert "\n" not in message and str(path) in message
+    return message
 
 
 BFLOAT16 = ml_dtypes.bfloat16

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import jax
@@ -23,9 +21,8 @@ from gr_jax.checkpoints import (
 from gr_jax.errors import UserError
 from gr_jax.models import decode_train
 from tests.checkpoints import hf_reference as hf
-from tests.checkpoints.conftest import CONFIGS, arrays_of, assert_holds, source_of
+from tests.checkpoints.conftest import CONFIGS, arrays_of, assert_holds, one_line, source_of
 
-TORCH_PYTHON = "GR_JAX_TORCH_PYTHON"
 GOLDENS = [*hf.MODELS, "t5_1_1_sharded", "t5_1_0_bfloat16"]
 
 _logits = jax.jit(decode_train, static_argnums=0)
@@ -158,16 +155,6 @@ def test_docid_models_are_one_vocabulary(written):
 # --- damage ---------------------------------------------------------------------------------------
 
 
-def one_line(path) -> str:
-    with pytest.raises(UserError) as error:
-        source = open_checkpoint(path)
-        for name in source.leaves:
-            source.read(name)
-    message = str(error.value)
-    assert "\n" not in message and str(path) in message
-    return message
-
-
 def test_a_cut_file_is_refused_in_one_line(written):
     file = written / "model.safetensors"
     content = file.read_bytes()
@@ -238,23 +225,8 @@ def test_families_that_cannot_hold_a_model_refuse_it(tmp_path, name, family, wor
 # --- transformers, live ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def torch_python():
-    python = os.environ.get(TORCH_PYTHON)
-    if not python:
-        pytest.skip(f"{TORCH_PYTHON} names no Python that has torch")
-    return python
-
-
-def run_reference(python: str, *arguments: str | Path) -> str:
-    command = [python, hf.__file__, *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return run.stdout
-
-
 @pytest.mark.torch
-def test_transformers_gives_our_logits_of_our_exports(torch_python, hf_goldens, tmp_path):
+def test_transformers_gives_our_logits_of_our_exports(run_torch, hf_goldens, tmp_path):
     exports = {}
     for name in GOLDENS:  # through another format, and in shards
         write_t5x_orbax(open_checkpoint(hf_goldens / name), tmp_path / f"{name}-t5x", scanned=True)
@@ -273,14 +245,14 @@ def test_transformers_gives_our_logits_of_our_exports(torch_python, hf_goldens, 
         tree = unflatten_dict(arrays_of(config), sep="/")
         exports[f"own_{name}"] = tmp_path / f"own_{name}"
         write_hugging_face(from_parameters(tree), exports[f"own_{name}"])
-    theirs = json.loads(run_reference(torch_python, "--logits", *exports.values()))
+    theirs = json.loads(run_torch("tests.checkpoints.hf_reference", "--logits", *exports.values()))
     for folder in exports.values():
         assert_same_logits(open_checkpoint(folder), theirs[str(folder)])
 
 
 @pytest.mark.torch
-def test_the_goldens_are_what_transformers_saves_now(torch_python, hf_goldens, tmp_path):
-    run_reference(torch_python, "--goldens", tmp_path / "fresh.zip")
+def test_the_goldens_are_what_transformers_saves_now(run_torch, hf_goldens, tmp_path):
+    run_torch("tests.checkpoints.hf_reference", "--goldens", tmp_path / "fresh.zip")
     shutil.unpack_archive(tmp_path / "fresh.zip", tmp_path)
     for name in GOLDENS:
         golden, fresh = open_checkpoint(hf_goldens / name), open_checkpoint(tmp_path / name)

@@ -1,6 +1,7 @@
 """Checkpoints onto devices: only what they hold is read, and only what is new is made."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from gr_jax.checkpoints import (
     open_checkpoint,
 )
 from gr_jax.checkpoints._source import make_source
+from gr_jax.cli import main
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
 from gr_jax.models._layout import stack_layers
-from gr_jax.training import Checkpoints, Partitioner, RunIdentity, init_state, make_mesh
+from gr_jax.training import Checkpoints, Partitioner, RunIdentity, TrainState, init_state, make_mesh
 from tests.checkpoints.conftest import CONFIGS, T5_1_1, arrays_of, source_of
 from tests.training.tiny_run import FINGERPRINT, MODEL, TRAINER, partitioner
 
@@ -231,8 +233,27 @@ def test_what_text_models_cannot_take():
 # --- checkpoints of training ----------------------------------------------------------------------
 
 
+def assert_command_line(folder: Path, state: TrainState, capsys):
+    """`convert` writes the parameters that are asked for, and `inspect` tells of the average."""
+    wanted = {"eval": state.eval_params, "params": state.params}
+    for number, parameters in enumerate((None, "eval", "params")):
+        asked = [] if parameters is None else [f"--parameters={parameters}"]
+        assert main(["convert", str(folder), str(folder / str(number)), "--to=hf", *asked]) == 0
+        written = fingerprint(open_checkpoint(folder / str(number)))
+        assert written == fingerprint(from_parameters(wanted[parameters or "eval"]))
+    arguments = ["convert", str(folder), str(folder / "x"), "--to=t5x", "--optimizer=keep"]
+    assert main(arguments) == 2
+    assert "holds no t5x optimizer state" in capsys.readouterr().err
+    assert main(["inspect", str(folder), "--no_fingerprint"]) == 0
+    text = capsys.readouterr().out
+    assert ("\nema " in text) == (state.ema is not None)
+    assert "\noptimizer " in text
+    assert main(["inspect", str(folder), "--no_fingerprint", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["averaged"] == (state.ema is not None)
+
+
 @pytest.mark.parametrize(("ema", "scan"), [(False, True), (True, False)])
-def test_our_own_checkpoints(tmp_path: Path, ema, scan):
+def test_our_own_checkpoints(tmp_path: Path, ema, scan, capsys):
     model = dataclasses.replace(MODEL, scan_layers=scan, num_encoder_layers=2)
     fresh = init_state(model, TRAINER.optimizer.make(), partitioner(), seed=3, ema=ema)
     params = jax.tree.map(lambda x: x + 1, fresh.params)
@@ -248,6 +269,9 @@ def test_our_own_checkpoints(tmp_path: Path, ema, scan):
     assert source.config == dataclasses.replace(model, scan_layers=False)
     assert_trees(load_parameters(source, model), state.eval_params)
     assert fingerprint(source) == fingerprint(from_parameters(state.eval_params))
+    assert source.averaged == ema
+    assert_trees(load_parameters(open_checkpoint(tmp_path, "params"), model), state.params)
+    assert_command_line(tmp_path, state, capsys)
     metadata = tmp_path / "checkpoint_7" / "identity" / "metadata"
     metadata.write_text(metadata.read_text("utf-8")[:-9], "utf-8")
     with pytest.raises(UserError, match="identity: damaged") as error:

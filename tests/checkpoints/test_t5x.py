@@ -16,7 +16,15 @@ from gr_jax.checkpoints import convert, open_checkpoint, write_t5x_legacy, write
 from gr_jax.checkpoints._storage import Folder
 from gr_jax.checkpoints._t5x_legacy import read_legacy
 from gr_jax.errors import UserError
-from tests.checkpoints.conftest import BFLOAT16, CONFIGS, T5_1_1, arrays_of, assert_holds, source_of
+from tests.checkpoints.conftest import (
+    BFLOAT16,
+    CONFIGS,
+    T5_1_1,
+    arrays_of,
+    assert_holds,
+    one_line,
+    source_of,
+)
 
 
 def golden_arrays(folder, layout):
@@ -176,15 +184,6 @@ def test_where_it_lies_in_an_object_store():
 
 
 # --- damage ---------------------------------------------------------------------------------------
-
-
-def one_line(path) -> str:
-    with pytest.raises(UserError) as error:
-        source = open_checkpoint(path)
-        for name in source.leaves:
-            source.read(name)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
-    return str(error.value)
 
 
 @pytest.fixture

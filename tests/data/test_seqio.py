@@ -190,6 +190,21 @@ def test_building_again_in_the_same_process(made, tmp_path):
     assert not (tmp_path / "cache" / "unwanted.inputs.tokens.npy").exists()
 
 
+def test_another_vocabulary_at_the_same_path(made, tmp_path):
+    # SeqIO by itself would go on with the first model that it read there
+    path, sources = tmp_path / "sp.model", [ExampleSource("queries", 0.5, 5)]
+    texts = [text for text, _ in made.pairs["queries"]]
+    found = []
+    for vocab_size in (60, 200):
+        train_tokenizer([*texts, *TOPICS.values()], path, vocab_size=vocab_size)
+        (task,) = made.build(tmp_path / "cache", sources=sources, sentencepiece=path).tasks
+        ids = load_tokenizer(path, words_only=False).encode(texts, INPUT_LENGTH)
+        for i, row in enumerate(ids):
+            assert task.example("inputs", i).tolist() == stripped(row)
+        found.append(ids)
+    assert not np.array_equal(*found)
+
+
 def test_all_inputs_of_one_length(made, tmp_path):
     # a ragged batch of equal rows comes out dense
     write_examples(tmp_path / "same.tsv", made.docid_map, [("soup", 0)] * 3)

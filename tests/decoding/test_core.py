@@ -118,14 +118,14 @@ def test_shortcuts_change_no_answer(score, prefix_free, data, scale):
     docid_map = make_map(data.draw(docid_lists(prefix_free)))
     trie = Trie.from_docid_map(docid_map).pad(roomy_shape(docid_map.vocabulary))
     seeds = np.arange(3, dtype=np.uint32)
-    for beam, k in ((2, 2), (9, 3)):
-        plain, short = (
-            search_function(trie, seeds, np.float32(scale), beam=beam, k=k, score=score)
-            for search_function in (hash_search, shortcut_search)
-        )
-        np.testing.assert_array_equal(plain[0], short[0])
-        np.testing.assert_allclose(plain[1], short[1], rtol=1e-6, atol=1e-5)
-        np.testing.assert_array_equal(plain[2], short[2])
+    beam, k = (2, 2) if prefix_free == (score == "level") else (9, 3)  # seconds to compile, each
+    plain, short = (
+        search_function(trie, seeds, np.float32(scale), beam=beam, k=k, score=score)
+        for search_function in (hash_search, shortcut_search)
+    )
+    np.testing.assert_array_equal(plain[0], short[0])
+    np.testing.assert_allclose(plain[1], short[1], rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(plain[2], short[2])
 
 
 @functools.partial(jax.jit, static_argnames=("beam", "k", "score"))
@@ -135,8 +135,10 @@ def subset_search(trie, seeds, subset, group, *, beam, k, score):
     return search_trie(trie, model, state, len(seeds), **settings)
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("prefix_free", [True, False])
+@pytest.mark.parametrize(
+    ("prefix_free", "score"),
+    [(True, "full"), (False, "level"), (True, "children"), (False, "children")],
+)
 @settings(max_examples=60)
 @given(data=st.data())
 def test_a_subset_is_searched_like_a_trie_of_its_own(score, prefix_free, data):

@@ -9,9 +9,8 @@ gr_jax's search: the first of them to fail says where to look.
 """
 
 import functools
+import itertools
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ import pytest
 from benchmarks import hugging_face as hf
 from gr_jax.decoding import BeamSearch, SearchResult, Trie
 from gr_jax.docids import DocidMap, DocidVocabulary
-from gr_jax.models import T5Config, decode_train, encode, prepare_inference
+from gr_jax.models import decode_train, encode, prepare_inference
+from tests import hugging_face
 
 GOLDENS = Path(__file__).with_name("hf_goldens.json")
 CASES = [f"{model}/{corpus}" for model in hf.MODELS for corpus in hf.CORPORA]
-TORCH_PYTHON = "GR_JAX_TORCH_PYTHON"
 
+model = functools.cache(hugging_face.model)
 _encode = jax.jit(encode, static_argnums=0)
 _decode = jax.jit(decode_train, static_argnums=0)
 
@@ -35,24 +35,6 @@ _decode = jax.jit(decode_train, static_argnums=0)
 @functools.cache
 def goldens() -> dict[str, Any]:
     return json.loads(GOLDENS.read_text(encoding="utf-8"))["cases"]
-
-
-@functools.cache
-def model(name: str) -> tuple[T5Config, Any]:
-    shape = hf.MODELS[name]
-    gated = shape["feed_forward_proj"] == "gated-gelu"
-    config = T5Config(
-        vocab_size=shape["vocab_size"],
-        emb_dim=shape["d_model"],
-        num_heads=shape["num_heads"],
-        head_dim=shape["d_kv"],
-        mlp_dim=shape["d_ff"],
-        num_encoder_layers=shape["num_layers"],
-        num_decoder_layers=shape["num_decoder_layers"],
-        mlp_activations=("gelu", "linear") if gated else ("relu",),
-        logits_via_embedding=shape["tie_word_embeddings"],
-    )
-    return config, hf.t5x_tree(shape, hf.make_weights(shape, hf.SEED))
 
 
 @functools.cache
@@ -167,7 +149,22 @@ def assert_equal(result: SearchResult, query: int, rows: list[int], scores: list
     np.testing.assert_allclose(result.scores[query][: len(rows)], scores, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
+# every program takes seconds to compile: each model, corpus and beam here, all together when asked
+QUICK = {("t5_1_0/shared", 1), ("t5_1_1/disjoint", 10), ("t5_1_0/few", 100), ("t5_1_1/shared", 100)}
+
+
+def quick_of(cases: list[Any], quick: set[Any]) -> list[Any]:
+    """The cases as parameters, all but the quick ones marked `slow`."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else [case]),
+            marks=() if case in quick else pytest.mark.slow,
+        )
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize("case", quick_of(CASES, {"t5_1_0/disjoint", "t5_1_1/few"}))
 def test_the_search_ranks_as_the_rules_do_when_every_end_counts(case, beam=10):
     result, golden = search(case, beam), goldens()[case][f"beam_{beam}"]
     tokens = hf.parity_tokens(case.split("/")[1])
@@ -183,8 +180,9 @@ def test_the_search_ranks_as_the_rules_do_when_every_end_counts(case, beam=10):
         ).all()
 
 
-@pytest.mark.parametrize("beam", hf.BEAMS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "beam"), quick_of(list(itertools.product(CASES, hf.BEAMS)), QUICK)
+)
 def test_the_search_ranks_as_hugging_face_does(case, beam):
     result, golden = search(case, beam, ends="ranked"), goldens()[case][f"beam_{beam}"]
     for query, answer in enumerate(zip(golden["rows"], golden["scores"], strict=True)):
@@ -220,14 +218,9 @@ def test_counting_every_end_would_rank_otherwise(model_name):
 
 
 @pytest.mark.torch
-def test_transformers_still_answers_so(tmp_path):
-    python = os.environ.get(TORCH_PYTHON)
-    if not python or not Path(python).exists():
-        pytest.skip(f"{TORCH_PYTHON} names no Python that has torch")
+def test_transformers_still_answers_so(run_torch, tmp_path):
     written = tmp_path / "goldens.json"
-    command = [python, hf.__file__, "--goldens", str(written)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_torch("benchmarks.hugging_face", "--goldens", written)
     fresh = json.loads(written.read_text(encoding="utf-8"))["cases"]
     assert fresh.keys() == goldens().keys()
     for case, golden in goldens().items():

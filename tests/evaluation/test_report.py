@@ -75,6 +75,7 @@ def test_json_has_the_agreed_keys(tmp_path, report):
     assert set(found) - set(agreed) == {
         *("seed", "command", "index_bytes", "docid_fingerprint", "versions", "beam", "device"),
         *("differences", "search", "score", "precision", "exact", "certify"),
+        "exposure",
     }
     assert found["differences"]["seen"]["hits@1"] == {"value": 0.0325, "low": 0.01, "high": 0.05}
     assert found["search"] == {
@@ -95,7 +96,7 @@ def test_a_report_is_read_back(tmp_path, report):
 def test_an_older_report_is_read(tmp_path, report):
     """One that knows nothing of how the search was set or what it may have missed."""
     record = report.to_json()
-    for key in ("search", "score", "precision", "exact", "certify"):
+    for key in ("exposure", "search", "score", "precision", "exact", "certify"):
         del record[key]
     (tmp_path / "report.json").write_text(json.dumps(record))
     found = read_report(tmp_path / "report.json")
@@ -139,6 +140,15 @@ def test_the_page_says_what_the_search_may_have_missed(tmp_path, report):
     ]:
         assert f"<th>{heading}</th><td>{ours}</td><td>-</td>" in text
     assert text.count(SEARCH_NOTE) == 2
+
+
+def test_the_page_says_how_often_documents_were_seen(tmp_path, report):
+    figures = {"min": 2, "median": 1500.0, "mean": 9.0, "max": 4000, "never": 7, "expected": 9.0}
+    exposure = {"steps": 9, "documents": 4, "sharing": 0, "total": figures, "tasks": {}}
+    write_report(dataclasses.replace(report, exposure=exposure), tmp_path)
+    words = " ".join(Page((tmp_path / "report.html").read_text()).text)
+    assert "a document was seen 2 to 4,000 times, median 1,500; 7 never" in words
+    assert read_report(tmp_path / "report.json").exposure == exposure
 
 
 def shape(value):

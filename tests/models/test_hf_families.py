@@ -6,8 +6,6 @@
 import dataclasses
 import functools
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from tests.models import hf_families
 from tests.models.conftest import jit_logits
 
 GOLDENS = Path(__file__).with_name("hf_families.json")
-TORCH_PYTHON = "GR_JAX_TORCH_PYTHON"
 TOLERANCE = 1e-4  # of the scale of the logits
 
 
@@ -94,20 +91,9 @@ def test_another_models_logits_are_told_apart(wrong):
 
 
 @pytest.mark.torch
-def test_transformers_still_has_these_logits(tmp_path):
-    python = os.environ.get(TORCH_PYTHON)
-    if not python or not Path(python).exists():
-        pytest.skip(f"{TORCH_PYTHON} names no Python that has torch")
+def test_transformers_still_has_these_logits(run_torch, tmp_path):
     written = tmp_path / "fresh.json"
-    run = subprocess.run(
-        [python, "-m", "tests.models.hf_families", str(written)],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_torch("tests.models.hf_families", written)
     fresh = json.loads(written.read_text(encoding="utf-8"))["logits"]
     assert fresh.keys() == goldens().keys() == hf_families.SHAPES.keys()
     for family, expected in goldens().items():

@@ -4,19 +4,32 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 
 from gr_jax.cli import main
+from gr_jax.docids import DocidMap
+from gr_jax.pipeline import Workspace
 from tests.conftest import write_beir
 from tests.pipeline.tiny import BINDINGS
 
-ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "default", "XLA_FLAGS": ""}
+# one device, as users have; what one process has compiled the next ones load
+PROGRAMS = tempfile.TemporaryDirectory()
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONWARNINGS": "default",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
 def quickstart(corpus: Path, model_dir: Path, *extra: str, steps: int = 30) -> list[str]:
@@ -50,6 +63,8 @@ def model_dir(beir: Path, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "BM25" in done.stdout and "gr_jax" in done.stdout and "hits@10" in done.stdout
     assert "examples/s" in done.stderr and "min left" in done.stderr
+    assert re.search(r"loss [\d.]+ \(index [\d.]+, queries [\d.]+, synth", done.stderr)
+    assert re.search(r"^goodput \d+% of [\d.]+ s: step [\d.]+, compile ", done.stderr, re.M)
     assert "Traceback" not in done.stderr
     # nothing of what the libraries beneath have to say
     assert not re.search(r"INFO|WARNING|oneDNN|cuda|absl", done.stderr), done.stderr
@@ -74,6 +89,53 @@ def test_search_json(model_dir, capsys):
     assert [r["rank"] for r in results] == [1, 2, 3]
     assert all(set(r) == {"rank", "doc_id", "title", "score", "docid"} for r in results)
     assert all(re.fullmatch(r"\d+(-\d+)*", r["docid"]) for r in results)
+
+
+def test_exposure(model_dir, capsys, tmp_path):
+    tsv = tmp_path / "exposure.tsv"
+    assert main(["exposure", f"--model_dir={model_dir}", f"--tsv={tsv}"]) == 0
+    title, heading, *rows = capsys.readouterr().out.splitlines()
+    assert title == "30 steps of 64 examples, 48 documents: how often a document was seen"
+    assert heading.split() == ["min", "median", "mean", "max", "never", "expected"]
+    assert [row.split()[0] for row in rows] == ["total", "index", "queries", "synthetic"]
+    total = rows[0].split()
+    assert total[3] == total[6] == "40.0"  # 30 x 64 / 48: docids are unique
+    lines = [line.split("\t") for line in tsv.read_text().splitlines()]
+    assert lines[0] == ["doc_id", "total", "index", "queries", "synthetic"]
+    assert len(lines) == 49 and sum(int(line[1]) for line in lines[1:]) == 30 * 64
+    # every second document has a training query
+    assert sum(line[3] == "0" for line in lines[1:]) == int(rows[2].split()[5]) == 24
+    assert main(["exposure", f"--model_dir={model_dir}", "--json", "--step=1000000"]) == 0
+    later = json.loads(capsys.readouterr().out)
+    assert later["steps"] == 10**6
+    assert later["total"]["mean"] == later["total"]["expected"] == 64e6 / 48
+    report = json.loads((model_dir / "report.json").read_text())["exposure"]
+    assert report["total"] == {
+        name: float(figure) for name, figure in zip(heading.split(), total[1:], strict=True)
+    }
+    assert "a document was seen" in (model_dir / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("checkpoint_30", "no checkpoint yet; train first"),
+        ("cache", "the token cache is missing or damaged"),
+        ("docids", "not found; it is part of a docid map"),
+    ],
+)
+def test_exposure_of_a_part_of_a_run(model_dir, capsys, tmp_path, remove, message):
+    copy = tmp_path / "m"
+    shutil.copytree(model_dir, copy, ignore=shutil.ignore_patterns(remove, "checkpoint_20"))
+    assert message in error_of(capsys, "exposure", f"--model_dir={copy}")
+
+
+def test_exposure_with_docids_of_another_run(model_dir, capsys, tmp_path):
+    copy = tmp_path / "m"
+    shutil.copytree(model_dir, copy)
+    docids = DocidMap.load(copy / "docids")
+    DocidMap(docids.doc_ids, docids.codes[::-1].copy(), docids.level_sizes).save(copy / "docids")
+    assert "restore the docid map" in error_of(capsys, "exposure", f"--model_dir={copy}")
 
 
 def test_search_for_people(model_dir, capsys):
@@ -105,6 +167,16 @@ def test_eval_writes_a_run(model_dir, beir, tmp_path, capsys):
     assert re.search(r"certified +1\.0000", capsys.readouterr().out)
     other = [float(line.split()[4]) for line in (tmp_path / "out.run").read_text().splitlines()]
     assert other != [float(line.split()[4]) for line in exact.splitlines()]
+
+
+def test_one_trainer_at_a_time_and_any_readers(model_dir, beir, capsys):
+    with Workspace(model_dir).alone():
+        before = {p: p.stat().st_mtime_ns for p in model_dir.rglob("*")}
+        line = error_of(capsys, *quickstart(beir, model_dir))
+        assert f"process {os.getpid()} of" in line and "is training here; wait for it" in line
+        assert {p: p.stat().st_mtime_ns for p in model_dir.rglob("*")} == before
+        assert main(["search", "--json", f"--model_dir={model_dir}", "--k=3", "soup"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == 3
 
 
 def test_search_among_some_documents(model_dir, capsys):
@@ -225,19 +297,36 @@ def test_t5x_entry_points(model_dir, beir, tmp_path):
     inferred = entry("infer", queries, f'--gin.RUN="{tmp_path / "x.run"}"')
     assert inferred.returncode == 0, inferred.stderr
     assert len((tmp_path / "x.run").read_text().splitlines()) == 10 * 72
-    for arguments, message in [
-        (["--gin.NO_SUCH_THING.x=3"], "NO_SUCH_THING"),
+    failed = entry("train", "--gin.NO_SUCH_THING.x=3")
+    assert failed.returncode == 2 and failed.stdout == ""
+    assert failed.stderr.startswith("error: ") and "NO_SUCH_THING" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1, failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--gin.TRAIN_STEPZ=3"], "did you mean TRAIN_STEPS?"),
         (["--gin.DataConfig.no_such_parameter=3"], "no_such_parameter"),
         (["--gin_file=no/such.gin"], "no/such.gin"),
         (["--gin.CORPUS"], "give a value"),
         (["--no_such_flag=1"], "no_such_flag"),
         (["stray"], "stray"),
-    ]:
-        failed = entry("train", *arguments)
-        assert failed.returncode == 2, (arguments, failed.stderr)
-        assert failed.stderr.startswith("error: ") and message in failed.stderr
-        assert len(failed.stderr.splitlines()) == 1, failed.stderr
+    ],
+)
+def test_mistakes_of_entry_points_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    from gr_jax import gin_config, train
+
+    monkeypatch.chdir(tmp_path)
+    given = ["--gin_file=gin/runs/beir.gin", '--gin.MODEL_DIR="m"', '--gin.CORPUS="c"']
+    monkeypatch.setattr(sys, "argv", ["train", *given, *arguments])
+    gin_config.define_flags()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit, match="2"):
+        gin_config.run_main(train.main)
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ") and message in captured.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_run_goes_on_to_the_same_result(beir, tmp_path, model_dir):

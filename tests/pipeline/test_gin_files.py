@@ -73,11 +73,64 @@ def test_fields_of_a_published_model_are_set_on_the_command_line():
     assert (config.remat, config.dropout_rate, config.emb_dim) == ("full", 0.1, 512)
 
 
+def test_the_shape_of_a_runs_own_model_is_not_the_published_models():
+    assert gin_config_of(BEIR, "gin/models/t5_small.gin").count("emb_dim") == 0
+    assert gin_config_of(BEIR).count("T5Config.emb_dim = 256") == 1
+
+
+def gin_config_of(*files: str, bindings=PLACES) -> str:
+    gin_config.parse(files, bindings)
+    return gin.config_str()
+
+
+@pytest.mark.parametrize("field", ["T5Config.remat", "models.T5Config.remat"])
+def test_a_field_of_the_class_is_one_of_a_published_model_too(tmp_path, field):
+    """On the command line and in a file, and in the config.gin that a run keeps of it."""
+    files = (BEIR, "gin/models/mt5_small.gin")
+    expected = T5Config.from_name(
+        "mt5_small", 300, dropout_rate=0.0, dtype="bfloat16", remat="full", mlp_dim=96
+    )
+    late = [f"{field} = 'full'", "T5Config.mlp_dim = 96"]
+    model = model_of(*files, bindings=[*PLACES, *late])
+    assert plain(model(vocab_size=300)) == plain(expected)
+    lines = [f"include {file!r}" for file in files]
+    own = tmp_path / "own.gin"
+    lines += ["from __gin__ import dynamic_registration", "from gr_jax import models"]
+    own.write_text("\n".join([*lines, "models." + late[1], "models.T5Config.remat = 'full'"]))
+    assert plain(model_of(str(own))(vocab_size=300)) == plain(expected)
+    gin_config.save(tmp_path / "config.gin")
+    assert plain(model_of(str(tmp_path / "config.gin"))(vocab_size=300)) == plain(expected)
+
+
+def test_the_last_of_both_spellings_wins():
+    both = ["T5Config.from_name.remat = 'minimal'", "T5Config.remat = 'full'"]
+    for bindings, remat in ((both, "full"), (both[::-1], "minimal")):
+        model = model_of(BEIR, "gin/models/t5_small.gin", bindings=[*PLACES, *bindings])
+        assert model(vocab_size=300).remat == remat
+
+
+@pytest.mark.parametrize(
+    ("files", "bindings"),
+    [
+        ((BEIR,), ["T5Config.from_name.remat = 'full'"]),
+        (("gin/models/t5_small.gin", BEIR), []),  # the run's file puts its own model in the place
+    ],
+)
+def test_fields_of_a_published_model_without_one_are_refused(files, bindings):
+    with pytest.raises(UserError, match=r"T5Config\.from_name\.\w+ is bound, but .* after the run"):
+        gin_config.parse(files, [*PLACES, *bindings])
+
+
 def test_a_field_that_is_none_is_one_line():
     bindings = [*PLACES, "T5Config.from_name.remad = 'full'"]
     model = model_of(BEIR, "gin/models/t5_small.gin", bindings=bindings)
     with pytest.raises(UserError, match="has no field 'remad': did you mean remat"):
         gin_config.call(model, vocab_size=300)
+    misspelt = [*PLACES, "T5Config.remad = 'full'"]
+    with pytest.raises(UserError, match="has no field 'remad': did you mean remat"):
+        gin_config.call(
+            model_of(BEIR, "gin/models/t5_small.gin", bindings=misspelt), vocab_size=300
+        )
     with pytest.raises(UserError, match="VARIANT"):
         gin_config.call(model_of(BEIR, VARIANT), vocab_size=300)
 

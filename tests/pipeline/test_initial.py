@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from gr_jax import pipeline, training
-from gr_jax.checkpoints import LazyArray, from_parameters, write_hugging_face, write_t5x_legacy
+from gr_jax.checkpoints import (
+    LazyArray,
+    from_parameters,
+    open_checkpoint,
+    write_hugging_face,
+    write_t5x_legacy,
+)
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
 from gr_jax.pipeline._initial import InitialCheckpoint
+from gr_jax.pipeline._run import _sized
 from gr_jax.training import (
     Checkpoints,
     Optimizer,
@@ -64,12 +73,16 @@ def published(tmp_path_factory) -> tuple[Path, dict]:
     return path, by_name(params)
 
 
-def start(prepared, run_optimizer=ADAFACTOR, **fields: Any) -> tuple[dict[str, Any], Any]:
+def start(
+    prepared, run_optimizer=ADAFACTOR, *, as_trained=False, **fields: Any
+) -> tuple[dict[str, Any], Any]:
     """Where training would start: parameters by name, and the optimizer's state."""
     config = settings()["model"](
         vocab_size=prepared.tokenizer.vocab_size,
         target_vocab_size=prepared.docid_map.vocabulary.size,
     )
+    if as_trained:  # by `pipeline.train`, whose tables are rounded up
+        config = _sized(settings()["model"], prepared)
     shardings = Partitioner(make_mesh(devices=jax.devices()[:1])).parameters(config)
     found = InitialCheckpoint(**fields).start(
         config,
@@ -173,6 +186,65 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(beir, published
             **arguments,
         )
     assert not (tmp_path / "other").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(training.Schedule):
+    """A rate that overflows the parameters at step 4 (from 0)."""
+
+    def __call__(self, step, total_steps):
+        return 1e38 if step == 4 else super().__call__(step, total_steps)
+
+
+def test_the_advice_after_a_failed_step_is_followed(beir, prepared, tmp_path):
+    """Parameters and optimizer go on, beside an average that the parameters are not."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for directory in (one, other):  # prepared for its tables: nothing of it depends on the place
+        shutil.copytree(prepared.tokenizer.path.parents[1], directory)
+    fixed: dict[str, Any] = {
+        "steps": 6, "save_period": 3, "log_period": 1, "ema_decay": 0.9
+    }  # fmt: skip
+    train = functools.partial(pipeline.train, corpus=str(beir))
+    with pytest.raises(UserError, match=r"at step \d; ") as failed:
+        poisoned = Poisoned(base=1e-2, warmup_steps=1)
+        train(model_dir=str(one), **settings(schedule=poisoned, **fixed))
+    message = str(failed.value)
+    lower = training.Schedule(base=1e-9, warmup_steps=1)
+    calmer: dict[str, Any] = settings(schedule=lower, **fixed)
+    with pytest.raises(UserError, match="use another model directory"):
+        train(model_dir=str(one), **calmer)
+    assert "a smaller Schedule.base, another MODEL_DIR, INITIAL_CHECKPOINT_PATH" in message
+    advice = dict(re.findall(r"([A-Z_]+) = '([^']+)'", message))
+    assert advice.keys() == {"INITIAL_CHECKPOINT_PATH", "DOCID_TABLES", "INITIAL_OPTIMIZER"}
+    path = advice["INITIAL_CHECKPOINT_PATH"]
+    assert path == str(one / "checkpoint_3")
+    initial = InitialCheckpoint(path, advice["DOCID_TABLES"], advice["INITIAL_OPTIMIZER"])
+    train(model_dir=str(other), initial=initial, **calmer)
+    before, after = open_checkpoint(path, "params"), open_checkpoint(other, "params")
+    average = open_checkpoint(path)
+    assert before.averaged and after.step == 6
+    for name in before.leaves:
+        np.testing.assert_allclose(after.read(name), before.read(name), atol=1e-6, err_msg=name)
+    moved = [n for n in before.leaves if np.abs(average.read(n) - before.read(n)).max() > 1e-4]
+    assert len(moved) > 10, "the average cannot be told from the parameters"
+    counts = [n for n in after.optimizer if n.endswith("/count")]
+    assert [after.optimizer[n].read().item() for n in counts] == [9] * len(counts) != []
+
+
+def test_optimizer_states_that_do_not_fit_are_refused(beir, prepared, tmp_path):
+    shutil.copytree(prepared.tokenizer.path.parents[1], tmp_path / "model")
+    arguments: dict[str, Any] = settings(steps=1, optimizer=Optimizer("adamw"))
+    pipeline.train(model_dir=str(tmp_path / "model"), corpus=str(beir), **arguments)
+    checkpoint: dict[str, Any] = {
+        "path": str(tmp_path / "model" / "checkpoint_1"), "optimizer": "checkpoint",
+        "as_trained": True,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"docid_tables='checkpoint'"):
+        start(prepared, Optimizer("adamw"), **checkpoint)
+    checkpoint["docid_tables"] = "checkpoint"
+    assert start(prepared, Optimizer("adamw"), **checkpoint)[1] is not None
+    with pytest.raises(UserError, match=r"checkpoint_1: has another optimizer's state .*'fresh'"):
+        start(prepared, Optimizer("muon"), **checkpoint)
 
 
 def test_settings_are_checked():

@@ -1,5 +1,14 @@
 """What a model directory remembers, and what a kill in the middle of a stage leaves."""
 
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from gr_jax.corpus import read_corpus
@@ -59,6 +68,57 @@ def test_claim_remembers_documents_without_text(tmp_path, beir):
     source.write_text('{"_id": "void", "title": "", "text": ""}\n' + text)
     Workspace(tmp_path / "m").claim(read_corpus(source))
     assert Workspace(tmp_path / "m").skipped == ("void",)
+
+
+HOLD = """
+import sys, time
+from gr_jax.pipeline import Workspace
+with Workspace(sys.argv[1]).alone():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_trainer_at_a_time_and_a_killed_one_is_none(tmp_path):
+    directory = tmp_path / "m"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        holder = f"process {other.pid} of {socket.gethostname()} is training here"
+        for _ in range(2):  # being refused leaves the lock as it is
+            with pytest.raises(UserError, match=holder), Workspace(directory).alone():
+                pass
+        other.send_signal(signal.SIGKILL)
+        other.communicate(timeout=60)
+        with Workspace(directory).alone():
+            assert (directory / "train.lock").read_text().split()[1] == str(os.getpid())
+        with Workspace(directory).alone():  # it was let go
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_a_file_system_without_locks_is_gone_on_with(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Workspace(tmp_path / "m").alone():
+        pass
+
+
+def test_what_another_trainer_did_meanwhile_is_seen(tmp_path, beir):
+    corpus = read_corpus(beir / "corpus.jsonl")
+    late = Workspace(tmp_path)
+    Workspace(tmp_path).claim(corpus)
+    late.check(corpus)  # else its files would be somebody else's
 
 
 def test_a_damaged_record_is_named(tmp_path):

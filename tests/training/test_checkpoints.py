@@ -266,6 +266,41 @@ def test_damage_is_a_line_that_names_the_path(copy, kind):
     assert sorted(copy.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("harm", ["cut", pytest.param("removed", marks=pytest.mark.slow)])
+def test_no_file_can_be_harmed_unnoticed(saved, state, copy, harm):
+    """With any one file cut or gone, a checkpoint is refused, or what is read is all of it."""
+    refused = []
+    for whole in sorted(path for path in saved.rglob("*") if path.is_file()):
+        harmed = copy / whole.relative_to(saved)
+        if harm == "cut":
+            os.truncate(harmed, whole.stat().st_size // 2)
+        else:
+            harmed.unlink()
+        checkpoints = Checkpoints(copy, read_only=True)
+        try:
+            assert_same(checkpoints.restore(7, shapes(), IDENTITY), state)
+        except UserError as error:
+            assert "damaged" in str(error)
+            refused.append(harmed.name)
+        finally:
+            checkpoints.close()
+            shutil.copyfile(whole, harmed)
+    assert {"metadata", "manifest.ocdbt", "_METADATA"} <= set(refused), refused
+
+
+def test_a_damaged_checkpoint_names_the_one_before(copy, state):
+    checkpoints = Checkpoints(copy)
+    checkpoints.save(9, state, IDENTITY)
+    checkpoints.wait()
+    for step, mend in ((9, "delete it to go on from checkpoint_7"), (7, "to begin again")):
+        (copy / f"checkpoint_{step}" / "state" / "_METADATA").unlink()
+        with pytest.raises(UserError, match=mend):
+            checkpoints.restore(step, shapes(), IDENTITY)
+    checkpoints.close()
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -10,6 +10,7 @@ import pytest
 
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
+from gr_jax.models import LossSums
 from gr_jax.training import (
     Optimizer,
     Schedule,
@@ -60,8 +61,8 @@ def test_an_overflow_is_found_at_its_step(tmp_path, poisoned, step, saved):
     schedule = Poisoned(base=1e-2, warmup_steps=2, step=poisoned)
     message, record = failed_run(tmp_path, schedule=schedule, batches=batches)
     # step `poisoned + 1` made the parameters infinite: the next loss shows it
-    assert message.startswith("training diverged: ") and f"at step {step}; lower" in message
-    assert f"{tmp_path}/checkpoint_{saved} is the last good checkpoint" in message
+    assert message.startswith("training diverged: ") and f"at step {step}; look" in message
+    assert f"begin at {tmp_path}/checkpoint_{saved}, the last good checkpoint" in message
     first = batches.examples(step - 1)[0]
     assert f"batch ({first[0].name}/{first[1]}, " in message
     assert f"all 16 examples in {tmp_path}/failed_batch.json" in message
@@ -87,8 +88,10 @@ def test_a_gradient_that_overflows_while_the_loss_does_not(tmp_path):
     # the norm is infinite, so clipping makes every update 0 and the parameters stay good
     message, record = failed_run(tmp_path, loss_normalizing_factor=1e-30)
     assert "training diverged: gradient_norm is inf at step 1;" in message
-    assert message.endswith("nothing was saved yet")
     assert record["examples_of_the_step_before"] == []
+    assert "nothing was saved yet, so the same MODEL_DIR takes another Schedule.base" in message
+    schedule = Schedule(base=1e-3, warmup_steps=2)
+    assert int(train_tiny(tmp_path, schedule=schedule, total_steps=3).step) == 3
 
 
 def test_documents_are_named_where_they_are_known(tmp_path):
@@ -111,6 +114,7 @@ class Relabelled:
     def __init__(self, step):
         self.whole = make_batches()
         self.batch_size, self.examples, self.step = 16, self.whole.examples, step
+        self.cache = self.whole.cache
 
     def __call__(self, step):
         batch = self.whole(step)
@@ -138,7 +142,8 @@ class TestSpike:
 
 class TestDetector:
     def metrics(self, loss, norm=1.0) -> StepMetrics:
-        return StepMetrics(*(np.float32(x) for x in (loss, 0.0, 0.5, norm)))  # pyright: ignore
+        sums = LossSums(*4 * [np.zeros(1)])  # pyright: ignore[reportArgumentType]
+        return StepMetrics(*(np.float32(x) for x in (loss, 0.0, 0.5, norm)), sums)  # pyright: ignore
 
     def first(self, losses, factor=2.0, warmup=0):
         detect = FailureDetector(factor, warmup)

@@ -21,6 +21,7 @@ from gr_jax.training import (
     MetricsWriter,
     Schedule,
     load_eval_parameters,
+    read_goodput,
     read_metrics,
 )
 from tests.training.tiny_run import FINGERPRINT, MODEL, STEPS, make_batches, train_tiny
@@ -86,14 +87,13 @@ def test_a_signal_saves_the_last_step_and_the_run_goes_on(whole, tmp_path, numbe
     assert logged_steps(tmp_path) == LOGGED
 
 
-def start(directory: Path, cache: Path) -> subprocess.Popen:
+def start(directory: Path, cache: Path | None, *arguments: str) -> subprocess.Popen:
     root = Path(__file__).parents[2]
-    environment = os.environ | {
-        "PYTHONPATH": str(root),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),  # restarts compile nothing
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "tests.training.killed_run", str(directory)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    if cache:  # restarts compile nothing
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    command = [sys.executable, "-m", "tests.training.killed_run", str(directory), *arguments]
     return subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
 
 
@@ -126,10 +126,53 @@ def test_kill_9_changes_nothing(whole, tmp_path):
     assert_same(parameters, whole[1].ema)
     assert logged_steps(directory) == LOGGED
     assert not list(directory.glob("*tmp*"))
+    seconds = read_goodput(directory / "train")
+    assert seconds["step"] > 0 and seconds["down"] > 0, f"seed {seed}"
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+    """Killed while it starts, compiles, steps and saves; the state ends in the same bits."""
+    directory, steps, kills = tmp_path / "run", 400, 20
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+
+    def saving() -> bool:
+        return any(directory.glob("checkpoint_*tmp*"))
+
+    def stepping(before: int) -> bool:
+        return max(logged_steps(directory), default=0) > before
+
+    reached = []
+    for kill in range(kills):
+        process = start(directory, None, str(steps))
+        before = max(logged_steps(directory), default=0)
+        deadline = time.monotonic() + 120
+        kind = kill % 4
+        if kind == 0:  # imports, restoring, compiling: at any moment of them
+            time.sleep(chance.random() * 8)
+        else:
+            while process.poll() is None and time.monotonic() < deadline:
+                if saving() if kind == 1 else stepping(before):
+                    break
+                time.sleep(0.001)
+            time.sleep(chance.random() * (0.02 if kind == 1 else 0.5))
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"kill {kill}, seed {seed}: {errors}"
+        reached.append(max(logged_steps(directory), default=0))
+    assert reached[-1] > 0 and len(set(reached)) > kills / 4, reached
+    process = start(directory, None, str(steps))
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    killed = train_tiny(directory, total_steps=steps, ema_decay=0.9)  # finished: it is only read
+    assert int(killed.step) == steps
+    assert_same(killed, train_tiny(tmp_path / "whole", total_steps=steps, ema_decay=0.9))
+    assert logged_steps(directory) == list(range(4, steps + 1, 4)), f"seed {seed}"
 
 
 def test_divergence_names_the_step_and_saves_nothing_that_is_not_a_number(tmp_path):
-    with pytest.raises(UserError, match=r"training diverged: .* at step \d+; lower") as error:
+    with pytest.raises(UserError, match=r"training diverged: .* at step \d+; look") as error:
         train_tiny(tmp_path, schedule=Schedule(base=1e38, warmup_steps=1), save_period=1)
     assert "\n" not in str(error.value)
     for path in checkpoints_in(tmp_path):
@@ -164,6 +207,7 @@ def test_a_broken_batch_is_raised_and_ends_the_threads(tmp_path):
         return batches(step)
 
     broken.batch_size = batches.batch_size  # pyright: ignore[reportFunctionMemberAccess]
+    broken.cache = batches.cache  # pyright: ignore[reportFunctionMemberAccess]
     with pytest.raises(RuntimeError, match="no such example"):
         train_tiny(tmp_path, batches=broken, ema_decay=0.9)
 

@@ -6,8 +6,6 @@ test, marked `torch`, makes them anew.
 
 import functools
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,14 @@ import numpy as np
 import pytest
 
 from benchmarks import hugging_face as hf
-from gr_jax.models import T5Config
 from gr_jax.training import Adafactor, Optimizer, TrainConfig, TrainState
 from gr_jax.training._loop import step_function
+from tests.hugging_face import model
 from tests.training import torch_step
 from tests.training.numpy_adafactor import Layer, decay_at
 from tests.training.tiny_run import partitioner
 
 GOLDENS = Path(__file__).with_name("torch_goldens.json")
-TORCH_PYTHON = "GR_JAX_TORCH_PYTHON"
 RATE = torch_step.ADAMW["lr"]
 
 
@@ -34,26 +31,9 @@ def goldens() -> dict[str, Any]:
     return json.loads(GOLDENS.read_text(encoding="utf-8"))
 
 
-def model(name: str) -> tuple[T5Config, Any]:
-    shape = hf.MODELS[name]
-    config = T5Config(
-        vocab_size=shape["vocab_size"],
-        emb_dim=shape["d_model"],
-        num_heads=shape["num_heads"],
-        head_dim=shape["d_kv"],
-        mlp_dim=shape["d_ff"],
-        num_encoder_layers=shape["num_layers"],
-        num_decoder_layers=shape["num_decoder_layers"],
-        mlp_activations=("relu",) if shape["feed_forward_proj"] == "relu" else ("gelu", "linear"),
-        logits_via_embedding=shape["tie_word_embeddings"],
-        dropout_rate=0.0,
-    )
-    return config, hf.t5x_tree(shape, hf.make_weights(shape, hf.SEED))
-
-
 def steps(name: str, optimizer: Optimizer, count: int, *, microbatches: int = 1):
     """Losses, the last state and the parameters before, of steps on `make_pairs`."""
-    config, params = model(name)
+    config, params = model(name, dropout_rate=0.0)
     rule, on = optimizer.make(), partitioner()
     state = TrainState(
         jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params), rule.init(params), None
@@ -132,16 +112,9 @@ def test_adafactor_moves_the_parameters_as_numpys_does(name):
 
 
 @pytest.mark.torch
-def test_torch_still_answers_so(tmp_path):
-    python = os.environ.get(TORCH_PYTHON)
-    if not python or not Path(python).exists():
-        pytest.skip(f"{TORCH_PYTHON} names no Python that has torch")
+def test_torch_still_answers_so(run_torch, tmp_path):
     written = tmp_path / "goldens.json"
-    run = subprocess.run(
-        [python, "-m", "tests.training.torch_step", str(written)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_torch("tests.training.torch_step", written)
     fresh = json.loads(written.read_text(encoding="utf-8"))
     for name, golden in goldens().items():
         np.testing.assert_allclose(fresh[name]["losses"], golden["losses"], rtol=1e-5)

@@ -1,0 +1,110 @@
+"""The main job in two processes, and how they find each other."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gr_jax import distributed
+from gr_jax.errors import UserError
+from gr_jax.training import load_eval_parameters
+from tests.pipeline.tiny import BINDINGS
+from tests.processes import ended, start_two
+
+TOGETHER = (
+    "--coordinator_address=localhost:{port}",
+    "--process_count=2",
+    "--process_index={index}",
+)
+
+
+def command(beir: Path, model_dir: Path) -> tuple[str, ...]:
+    return (
+        "gr_jax.train",
+        "--gin_file=gin/runs/beir.gin",
+        f'--gin.CORPUS="{beir}"',
+        f'--gin.MODEL_DIR="{model_dir}"',
+        "--gin.TRAIN_STEPS=20",
+        "--gin.EvalConfig.beam=8",
+        *(f"--gin_bindings={binding}" for binding in BINDINGS),
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_index_that_one_makes(beir, tmp_path):
+    two, one = tmp_path / "two", tmp_path / "one"
+    split = ("Partitioning.model_parallel=2", "Partitioning.parameter_partitions=2")
+    split = tuple(f"--gin_bindings={binding}" for binding in split)
+    pair = start_two(*command(beir, two), *split, *TOGETHER, devices=2)
+    first, second = ended(pair)
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert "evaluating" in first[2] and "evaluating" not in second[2]
+    assert "BM25" in first[1] and "BM25" not in second[1]
+    alone = ended(start_two(*command(beir, one), devices=1)[:1])
+    assert alone[0][0] == 0, alone
+    reports = [json.loads((folder / "report.json").read_text("utf-8")) for folder in (one, two)]
+    assert reports[0]["splits"]["test"]["bm25"]["hits@1"] == 1.0
+    for folder in ("docids", "examples", "cache"):
+        for path in (one / folder).rglob("*"):
+            if path.is_file():
+                assert path.read_bytes() == (two / path.relative_to(one)).read_bytes(), path
+    fingerprint = reports[0]["docid_fingerprint"]
+    trees = [load_eval_parameters(folder, fingerprint)[0] for folder in (one, two)]
+    for x, y in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+
+def test_a_failure_of_the_first_process_ends_the_others(tmp_path):
+    finished = ended(
+        start_two(
+            "gr_jax.train",
+            "--gin_file=gin/runs/beir.gin",
+            f'--gin.MODEL_DIR="{tmp_path / "model"}"',
+            f'--gin.CORPUS="{tmp_path / "nowhere"}"',
+            "--coordinator_address=localhost:{port}",
+            "--process_count=2",
+            "--process_index={index}",
+        )
+    )
+    assert [status for status, *_ in finished] == [2, 2], finished
+    for _, output, errors in finished:
+        assert not output and errors.count("\n") == 1 and "no such corpus folder" in errors, errors
+    assert "preparation failed in process 0: " in finished[1][2]
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({}, False),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, True),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, False),
+        # inside an allocation, but not started by srun
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),
+    ],
+)
+def test_slurms_processes_join(environment, joins, monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append((a, k)))
+    for name in (*SLURM, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialize()
+    assert joined == ([((None, None, None), {"initialization_timeout": 300})] if joins else [])
+
+
+def test_processes_that_do_not_answer_are_a_line():
+    with pytest.raises(UserError, match=r"cannot be joined .*process_index=3.*--process_count=N"):
+        distributed.initialize("localhost:1", 2, 3)
+    with pytest.raises(UserError, match=r"found by itself.*--coordinator_address=HOST:PORT"):
+        distributed.initialize(wanted=True)
