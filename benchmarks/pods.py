@@ -102,17 +102,17 @@ def _line(row: Row, record: dict[str, Any] | None) -> str:
     """One row."""
     training = row.program == "train"
     model = row.model.rpartition("_")[2]
-    empty = " | ".join([""] * (7 if training else 6))
+    empty = " |" * (8 if training else 7)  # the cells after the third
     if record is None or "failed" in record:
         why = "not compiled here" if record is None else record["failed"]
-        return f"| {model} | {row.topology} | *{why}* | {empty} |"
+        return f"| {model} | {row.topology} | *{why}* |{empty}"
     s = record["settings"]
     devices = record["chips"] * (2 if row.topology.startswith("tpu7x") else 1)
     mesh = f"{devices // s['model_parallel']}x{s['model_parallel']}"
     size = f"{record['peak_gib_per_chip']:.1f} | {record['chip_gib']:g}"
     which = s["remat"] if training else s["queries"]
     if not record["fits"]:
-        return f"| {model} | {row.topology} | {mesh} | {which} | {size} | *too large* | {empty} |"
+        return f"| {model} | {row.topology} | {mesh} | {which} | {size} | *too large* |{empty[8:]}"
     step, serial = record["step_seconds_roofline"], record["step_seconds_serial"]
     share = f"{record['utilisation']:.0%} | " if training else ""
     hidden = f"{_time(serial)}"
