@@ -4,7 +4,9 @@
 # make bench-decode  the search beside Hugging Face's, and what else it costs; needs TORCH_PYTHON
 # make bench-train   the training step beside Hugging Face's; needs TORCH_PYTHON
 # make bench-input   the input pipeline beside what pods consume
-.PHONY: quickstart test test-slow lint types check torch bench-decode bench-train bench-input install clean
+# make pods          the tables of docs/pods.md: compiles for TPUs without one; hours
+# make test-aot      the tests that compile for TPUs without one
+.PHONY: quickstart test test-slow test-aot lint types check torch bench-decode bench-train bench-input pods aot install clean
 
 VENV ?= .venv
 # the newest Python that the pinned versions were tested with comes first
@@ -62,6 +64,16 @@ bench-train: torch
 bench-input: $(STAMP)
 	mkdir -p build
 	$(BIN)/python -m benchmarks.input --output $(BENCH_OUTPUT)
+
+# the TPU's compiler, 650 MB
+aot: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[aot]'
+
+pods: aot
+	$(BIN)/python -m benchmarks.pods
+
+test-aot: aot
+	$(BIN)/python -m pytest -m aot
 
 clean:
 	rm -rf $(VENV) model build dist

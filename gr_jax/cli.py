@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         "--no_fingerprint", action="store_true", help="names and shapes only: reads no parameter"
     )
     inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    from gr_jax import compile as compiling
+
+    compiling.add_arguments(
+        verbs.add_parser("compile", help="what a run needs on TPUs, compiled without one")
+    )
     return parser
 
 
@@ -270,6 +276,12 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compile(args: argparse.Namespace) -> int:
+    from gr_jax.compile import run
+
+    return run(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     args = _parser().parse_args(argv)
@@ -282,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "exposure": _exposure,
             "convert": _convert,
             "inspect": _inspect,
+            "compile": _compile,
         }
         return verbs[args.verb](args)
     except UserError as error:

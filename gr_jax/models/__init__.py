@@ -1,7 +1,7 @@
 """T5 in Flax Linen with t5x's names, and the pure functions that the rest of gr_jax calls."""
 
 from gr_jax.models._config import T5Config
-from gr_jax.models._flops import decoding_flops, training_flops
+from gr_jax.models._flops import decoding_flops, recomputation_flops, training_flops
 from gr_jax.models._functions import (
     count_parameters,
     decode_train,
@@ -45,5 +45,6 @@ __all__ = [
     "output_log_norm",
     "output_logits",
     "prepare_inference",
+    "recomputation_flops",
     "training_flops",
 ]

@@ -32,6 +32,23 @@ def training_flops(config: T5Config, *, rows: int, input_length: int, target_len
     return 3.0 * rows * (encoder + decoder)
 
 
+def recomputation_flops(
+    config: T5Config, *, rows: int, input_length: int, target_length: int
+) -> float:
+    """FLOPs, at most, that `T5Config.remat` adds to `training_flops`, whose arguments it takes."""
+    if config.remat == "none":
+        return 0.0
+    attention = config.num_encoder_layers * _attention(config, input_length, input_length)
+    attention += config.num_decoder_layers * (
+        _attention(config, target_length, target_length)
+        + _attention(config, target_length, input_length)
+    )
+    if config.remat == "minimal":  # products with parameters are kept
+        return float(rows * attention)
+    sizes = {"rows": rows, "input_length": input_length, "target_length": target_length}
+    return training_flops(config, **sizes) / 3 - rows * target_length * _head(config)
+
+
 def decoding_flops(
     config: T5Config,
     *,

@@ -8,6 +8,7 @@ to a mesh.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,34 @@ def _matmul_backward(saved, g):
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def laid_out_gradient(x: Float[Array, "*b d"], axes: tuple[str, ...]) -> Float[Array, "*b d"]:
+    """`x`, whose gradient is laid out by logical `axes`.
+
+    What many layers read has a gradient from each. Over a `model` axis each is a sum over devices:
+    laid out by features, it is scattered as it is summed, and only the total is gathered.
+    """
+    # the backward pass is traced later, where these rules are no longer
+    return _scattered(x, axes, tuple(nn.get_logical_axis_rules()))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _scattered(x, axes, rules):
+    del axes, rules
+    return x
+
+
+def _scattered_forward(x, axes, rules):
+    return _scattered(x, axes, rules), None
+
+
+def _scattered_backward(axes, rules, _, g):
+    with nn.logical_axis_rules(rules):
+        return (nn.with_logical_constraint(g, axes),)
+
+
+_scattered.defvjp(_scattered_forward, _scattered_backward)
 
 
 class Dense(nn.Module):

@@ -25,6 +25,7 @@ from gr_jax.models._layers import (
     Mlp,
     RelativePositionBias,
     RMSNorm,
+    laid_out_gradient,
 )
 from gr_jax.models._layout import LAYER_AXIS
 
@@ -82,6 +83,8 @@ class DecoderLayer(nn.Module):
         h = Attention(c, name="self_attention")(h, h, self_mask, bias, deterministic)
         x = x + drop(h, deterministic=deterministic)
         h = RMSNorm(c.dtype, name="pre_cross_attention_layer_norm")(x)
+        # summed over layers in parts; `Decoder` puts them together
+        encoded = laid_out_gradient(encoded, ("batch", "length", "joined_kv"))
         h = Attention(c, name="encoder_decoder_attention")(
             h, encoded, cross_mask, None, deterministic
         )
@@ -164,6 +167,7 @@ class Decoder(nn.Module):
         bias = None if c.relpos_per_layer else _position_bias(c, x.shape[1], bidirectional=False)
         self_mask = attention_mask(segments, segments, causal=True)
         cross_mask = attention_mask(segments, encoder_segments)
+        encoded = laid_out_gradient(encoded, _ACTIVATION_AXES)
         shared = (encoded, self_mask, cross_mask, bias, deterministic)
         drop = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
         x = drop(x, deterministic=deterministic)

@@ -284,8 +284,8 @@ def _sized(model: Callable[..., T5Config], prepared: Prepared) -> T5Config:
     Both tables have a multiple of 128 rows, as t5x's have: any usual `model` axis divides them, and
     the parameters of a run do not depend on its mesh.
     """
-    pieces = _rounded_up(prepared.tokenizer.vocab_size)
-    docid_tokens = _rounded_up(prepared.docid_map.vocabulary.size)
+    pieces = rounded_up(prepared.tokenizer.vocab_size)
+    docid_tokens = rounded_up(prepared.docid_map.vocabulary.size)
     config = model(vocab_size=pieces, target_vocab_size=docid_tokens)
     fields = dataclasses.asdict(config)
     if prepared.config.sentencepiece is None:
@@ -294,7 +294,8 @@ def _sized(model: Callable[..., T5Config], prepared: Prepared) -> T5Config:
     return T5Config(**fields)
 
 
-def _rounded_up(rows: int) -> int:
+def rounded_up(rows: int) -> int:
+    """Rows of a token table for so many tokens."""
     return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 

@@ -148,11 +148,17 @@ def make_mesh(
     shape = (replicas, len(devices) // (replicas * model_parallel), model_parallel)
     # Auto: Linen's logical constraints assert-fail on jax.make_mesh's default, Explicit
     types = (AxisType.Auto,) * 3
-    if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
-    within = (replicas // slices, *shape[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
-    return Mesh(grid, MESH_AXES, axis_types=types)
+    try:
+        if slices == 1:
+            return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+        within = (replicas // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+        return Mesh(grid, MESH_AXES, axis_types=types)
+    except NotImplementedError as error:  # JAX lays the axes of a mesh along those of the torus
+        raise UserError(
+            f"model_parallel={model_parallel} does not lie along the torus of these "
+            f"{len(devices)} devices: choose the product of some of its sides"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,15 @@
-"""Relative position buckets and the hand-written gradient of a matrix product."""
+"""Relative position buckets and hand-written gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gr_jax.models._layers import _matmul, relative_position_bucket
+from gr_jax.models._layers import _matmul, laid_out_gradient, relative_position_bucket
+from gr_jax.training import make_mesh
+from gr_jax.training._partitioning import logical_axis_rules
 from tests.models import numpy_t5
 
 SHAPES = [(32, 128), (8, 12), (4, 20), (64, 256)]
@@ -66,3 +70,20 @@ def test_matmul_gradient_is_that_of_the_plain_product(batch):
     for a, b in zip(our_vjp(cotangent), plain_vjp(cotangent), strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_is_laid_out_as_asked_for():
+    mesh, rules = make_mesh(2), logical_axis_rules()
+    axes = ("batch", "length", "joined_kv")
+    x = jax.random.normal(jax.random.key(0), (4, 3, 6))
+    w = jax.random.normal(jax.random.key(1), (4, 3, 6))
+
+    def loss(x):
+        with nn.logical_axis_rules(rules):  # and not around the backward pass
+            return (laid_out_gradient(x, axes) * w).sum()
+
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.grad(loss))(x)
+    np.testing.assert_array_equal(gradient, w)
+    wanted = NamedSharding(mesh, PartitionSpec(("replica", "data"), None, "model"))
+    assert gradient.sharding.is_equivalent_to(wanted, 3)

@@ -1,0 +1,43 @@
+"""What gin configures, as jobs."""
+
+import pytest
+
+from gr_jax.errors import UserError
+from gr_jax.planning import parse_topology
+from gr_jax.planning._request import Request, _Gin
+
+TINY = ("gin/runs/beir.gin", "gin/models/t5_1_1_tiny.gin")
+
+
+def test_a_runs_configuration_needs_no_corpus():
+    request = Request(
+        topology="v5e-8",
+        gin_files=TINY,
+        gin_bindings=("training.Partitioning.model_parallel = 2", "BATCH_SIZE = 96"),
+        levels=2,
+        codes=32,
+        docids=1000,
+    )
+    source = _Gin(request)
+    job = source.training(parse_topology("v5e-8"))
+    assert job.settings["rows"] == 96
+    assert job.settings["model_parallel"] == 2
+    assert job.model.target_vocab_size == 128  # 2 * 32 + 2, rounded up
+    assert job.model.vocab_size % 128 == 0
+    assert source.search(parse_topology("v5e-8")).settings["queries"] == 8
+
+
+def test_flags_win_over_gin():
+    request = Request(
+        topology="v5e-8", gin_files=TINY, batch=32, input_length=256, target_length=12, beam=7
+    )
+    source = _Gin(request)
+    sizes = source.training(parse_topology("v5e-8")).settings
+    assert [sizes[n] for n in ("rows", "input_length", "target_length")] == [32, 256, 12]
+    search = source.search(parse_topology("v5e-8")).settings
+    assert (search["beam"], search["input_length"], search["docids"]) == (7, 256, 9_437_184)
+
+
+def test_a_mistake_in_gin_stays_one():
+    with pytest.raises(UserError, match="NOT_THERE"):
+        _Gin(Request(topology="v5e-8", gin_files=TINY, gin_bindings=("NOT_THERE = 1",)))
