@@ -118,7 +118,7 @@ class Training:
                 None,
                 config=self.model,
                 optimizer=optimizer,
-                rules=partitioner.rules,
+                partitioner=partitioner,
                 label_smoothing=self.trainer.label_smoothing,
                 z_loss=self.trainer.z_loss,
                 loss_normalizing_factor=self.trainer.loss_normalizing_factor,

@@ -324,7 +324,7 @@ def step_function(
                 restriction,
                 config=model,
                 optimizer=optimizer,
-                rules=partitioner.rules,
+                partitioner=partitioner,
                 label_smoothing=config.label_smoothing,
                 z_loss=config.z_loss,
                 loss_normalizing_factor=config.loss_normalizing_factor,

@@ -134,6 +134,7 @@ def _shapes(
     )
 
 
+@functools.lru_cache(maxsize=8)
 def state_shardings(
     config: T5Config,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -187,7 +188,7 @@ def _fresh(
     static_argnames=(
         "config",
         "optimizer",
-        "rules",
+        "partitioner",
         "label_smoothing",
         "z_loss",
         "loss_normalizing_factor",
@@ -206,7 +207,7 @@ def train_step(
     *,
     config: T5Config,
     optimizer: optax.GradientTransformationExtraArgs,
-    rules: Rules,
+    partitioner: Partitioner,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     loss_normalizing_factor: float | None = None,
@@ -224,7 +225,7 @@ def train_step(
       restriction: the tokens that the softmax is over; None for the whole target vocabulary.
       config: the model.
       optimizer: see `Optimizer.make`.
-      rules: logical axis rules of the partitioner.
+      partitioner: where arrays lie; the next state lies where this one does.
       label_smoothing: mass spread over the tokens that the softmax is over.
       z_loss: weight of log(Z)^2.
       loss_normalizing_factor: what the sum of the tokens' losses is divided by before its gradient
@@ -244,7 +245,7 @@ def train_step(
     divisor = tokens if loss_normalizing_factor is None else loss_normalizing_factor
 
     def loss_fn(params, batch, key):
-        with nn.logical_axis_rules(list(rules)):
+        with nn.logical_axis_rules(list(partitioner.rules)):
             logits = decode_train(config, params, batch, key if config.dropout_rate else None)
         targets, segments = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
         allowed = None
@@ -266,7 +267,7 @@ def train_step(
         grads, sums = gradients(state.params, batch, key)
     else:
         grads, sums = _accumulated(
-            gradients, state.params, batch, key, rules, microbatches, num_tasks
+            gradients, state.params, batch, key, partitioner.rules, microbatches, num_tasks
         )
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params, learning_rate=learning_rate
@@ -277,11 +278,14 @@ def train_step(
         # a short memory at first, so that the average forgets the initialisation
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
-    with nn.logical_axis_rules(list(rules)):  # every process can read them
+    with nn.logical_axis_rules(list(partitioner.rules)):  # every process can read them
         sums = LossSums(*(nn.with_logical_constraint(x, (None,) * x.ndim) for x in sums))
     means = [x.sum() / tokens for x in (sums.loss, sums.z_loss, sums.correct)]
     metrics = StepMetrics(*means, gradient_norm=optax.tree.norm(grads), sums=sums)
-    return TrainState(state.step + 1, params, opt_state, ema), metrics
+    # else the compiler decides, and the second step is another program
+    shardings = state_shardings(config, optimizer, partitioner, ema is not None)
+    state = TrainState(state.step + 1, params, opt_state, ema)
+    return jax.lax.with_sharding_constraint(state, shardings), metrics
 
 
 def _accumulated(

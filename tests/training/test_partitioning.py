@@ -22,7 +22,8 @@ from gr_jax.training import (
     make_mesh,
     write_model_info,
 )
-from tests.training.tiny_run import MODEL, make_batches, partitioner
+from gr_jax.training._loop import step_function
+from tests.training.tiny_run import MODEL, TRAINER, make_batches, partitioner
 
 APART = dataclasses.replace(MODEL, relpos_per_layer=True, num_encoder_layers=2)
 SCANNED = dataclasses.replace(APART, scan_layers=True, remat="minimal")
@@ -223,3 +224,30 @@ def test_a_process_puts_its_own_rows_where_they_belong(monkeypatch):
             np.testing.assert_array_equal(part, rows)
     with pytest.raises(ValueError, match="3 rows do not divide into 2 parts"):
         _Process(on.mesh).put_batch({"x": np.zeros((3, 1))})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_parallel": 2, "parameter_partitions": 2},
+        {"model_parallel": 4, "parameter_partitions": 2, "activation_partitions": 2},
+    ],
+    ids=str,
+)
+def test_a_step_leaves_every_array_where_it_was(settings):
+    """Else the second step would be another program, and memory would not be what was planned."""
+    on = Partitioner.make(Partitioning(**settings))
+    trainer = dataclasses.replace(TRAINER, ema_decay=0.9, optimizer=Optimizer(name="adafactor"))
+    optimizer = trainer.optimizer.make()
+    run_step = step_function(trainer, SCANNED, optimizer, on)
+    before = init_state(SCANNED, optimizer, on, seed=0, ema=True)
+    shardings = jax.tree.map(lambda x: x.sharding, before)
+    after, _ = run_step(before, make_batches()(0).arrays, 1e-2)
+    moved = [
+        jax.tree_util.keystr(path)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(shardings), strict=True
+        )
+        if not leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    ]
+    assert not moved
