@@ -74,8 +74,11 @@ def laid_out_gradient(x: Float[Array, "*b d"], axes: tuple[str, ...]) -> Float[A
     """`x`, whose gradient is laid out by logical `axes`.
 
     What many layers read has a gradient from each. Over a `model` axis each is a sum over devices:
-    laid out by features, it is scattered as it is summed, and only the total is gathered.
+    laid out by features, it is scattered as it is summed, and only the total is gathered. Without
+    such an axis nothing is done.
     """
+    if jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1:
+        return x
     # the backward pass is traced later, where these rules are no longer
     return _scattered(x, axes, tuple(nn.get_logical_axis_rules()))
 
