@@ -178,6 +178,8 @@ def train(
     writes = distributed.is_first()
     ledger = Ledger(directory if writes else None)
     optimizer = config.optimizer.make()
+    tasks = tuple(task.name for task in batches.cache.tasks)
+    run_step = step_function(config, model, optimizer, partitioner, docid_map, num_tasks=len(tasks))
     identity = RunIdentity(
         docid_fingerprint=docid_fingerprint,
         model=model.to_json(),
@@ -200,10 +202,6 @@ def train(
         first = int(state.step)
         if first == total_steps:
             return state
-        tasks = tuple(task.name for task in batches.cache.tasks)
-        run_step = step_function(
-            config, model, optimizer, partitioner, docid_map, num_tasks=len(tasks)
-        )
 
         def failed(step: int, reason: str) -> UserError:
             checkpoints.wait()

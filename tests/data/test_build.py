@@ -73,6 +73,7 @@ def test_the_cache_does_not_depend_on_the_number_of_files(made, tmp_path):
     assert contents(tmp_path / "cache") == contents(made.folder / "cache")
 
 
+@pytest.mark.slow
 def test_the_cache_does_not_depend_on_the_number_of_processes(made, tmp_path):
     made.build(tmp_path / "cache", workers=2)
     assert contents(tmp_path / "cache") == contents(made.folder / "cache")

@@ -268,7 +268,8 @@ def test_damage_is_a_line_that_names_the_path(copy, kind):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("harm", ["cut", pytest.param("removed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["cut", "removed"])
 def test_no_file_can_be_harmed_unnoticed(saved, state, copy, harm):
     """With any one file cut or gone, a checkpoint is refused, or what is read is all of it."""
     refused = []

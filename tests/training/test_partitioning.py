@@ -230,7 +230,10 @@ def test_a_process_puts_its_own_rows_where_they_belong(monkeypatch):
     "settings",
     [
         {"model_parallel": 2, "parameter_partitions": 2},
-        {"model_parallel": 4, "parameter_partitions": 2, "activation_partitions": 2},
+        pytest.param(
+            {"model_parallel": 4, "parameter_partitions": 2, "activation_partitions": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
