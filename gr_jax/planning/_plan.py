@@ -107,7 +107,8 @@ class Plan:
         """The figures as people read them."""
         t = self.topology
         slices = f" in {t.slices} slices" if t.slices > 1 else ""
-        head = f"{self.job.name} on {t.name} ({t.chips} chips{slices}, {_dims(t)}): "
+        chips = f"{t.chips} chip{'s' if t.chips > 1 else ''}{slices}"
+        head = f"{self.job.name} on {t.name} ({chips}, {_dims(t)}): "
         settings = ", ".join(f"{k}={v}" for k, v in self.job.settings.items())
         if self.roofline is None:
             said = f"needs {self.peak:.1f} of {t.chip.memory_gib:g} GiB"
