@@ -154,10 +154,6 @@ run_on_workers() {
   return "$worst"
 }
 
-run_workers() {
-  run_on_workers "$(worker_command run)"
-}
-
 workers_alive() {
   ask_instances
 }
@@ -187,13 +183,7 @@ check_shape() {
 }
 
 main() {
-  local verb=${1:-}
-  [[ $verb == --help ]] && usage && exit
-  case $verb in
-    run | stop | delete) shift ;;
-    *) fail "give a verb first: run, stop or delete; --help says more" ;;
-  esac
-  parse_flags "$@"
+  parse_verb "$@"
   require name project zone
   require_resource_name name
   region=${zone%-*}

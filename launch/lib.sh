@@ -99,6 +99,17 @@ parse_flags() {
   done
 }
 
+# parse_verb run|stop|delete FLAGS...: sets `verb`, then as parse_flags.
+parse_verb() {
+  verb=${1:-}
+  case $verb in
+    run | stop | delete) shift ;;
+    --help) ;; # parse_flags answers it
+    *) fail "give a verb first: run, stop or delete; --help says more" ;;
+  esac
+  parse_flags "$@"
+}
+
 _unknown() {
   local word known=""
   for word in $FLAGS $LISTS $SWITCHES dry_run; do
@@ -188,7 +199,7 @@ worker_command() {
 # run_until_done: runs the command on the workers; makes them again when they were preempted and
 # runs it again when the connection was lost. A script that calls it defines
 #   make_workers    makes them where they are missing, and waits until they can be used
-#   run_workers     runs the command on all of them; status: the command's, or ssh's 255
+#   run_on_workers  runs a shell command on all of them; status: the command's, or ssh's 255
 #   workers_alive   fails when they were preempted
 #   delete_workers
 run_until_done() {
@@ -196,7 +207,7 @@ run_until_done() {
   while true; do
     make_workers
     status=0
-    run_workers || status=$?
+    run_on_workers "$(worker_command run)" || status=$?
     [[ $dry_run || $status == 0 || $status == 2 ]] && break
     sleep "$poll_seconds" # a connection ends some time before the cloud says why
     if ! workers_alive; then

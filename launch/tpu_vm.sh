@@ -117,10 +117,6 @@ run_on_workers() {
   run "${tpus[@]}" ssh "$name" "${all_workers[@]}" "${place[@]}" --quiet "--command=$1"
 }
 
-run_workers() {
-  run_on_workers "$(worker_command run)"
-}
-
 workers_alive() {
   ask_state
   [[ $state == ACTIVE ]]
@@ -140,13 +136,7 @@ known_runtime() {
 }
 
 main() {
-  local verb=${1:-}
-  [[ $verb == --help ]] && usage && exit
-  case $verb in
-    run | stop | delete) shift ;;
-    *) fail "give a verb first: run, stop or delete; --help says more" ;;
-  esac
-  parse_flags "$@"
+  parse_verb "$@"
   require name zone
   require_resource_name name
   place=("--zone=$zone")
