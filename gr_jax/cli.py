@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_jax import __version__
-from gr_jax.console import quiet_libraries
-from gr_jax.errors import UserError
+from gr_jax.console import guarded
 
 _DEFAULT_MODEL_DIR = "model"
 
@@ -285,24 +284,17 @@ def _compile(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     args = _parser().parse_args(argv)
-    quiet_libraries()
+    verbs = {
+        "quickstart": _quickstart,
+        "search": _search,
+        "eval": _eval,
+        "exposure": _exposure,
+        "convert": _convert,
+        "inspect": _inspect,
+        "compile": _compile,
+    }
     try:
-        verbs = {
-            "quickstart": _quickstart,
-            "search": _search,
-            "eval": _eval,
-            "exposure": _exposure,
-            "convert": _convert,
-            "inspect": _inspect,
-            "compile": _compile,
-        }
-        return verbs[args.verb](args)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        return guarded(lambda: verbs[args.verb](args)) or 0
     except BrokenPipeError:  # `gr-jax search ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

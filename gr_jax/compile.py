@@ -8,14 +8,12 @@ no TPU, only the TPU's compiler: `pip install 'gr-jax[aot]'`.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gr_jax.console import quiet_libraries
-from gr_jax.errors import UserError
+from gr_jax.console import guarded
 from gr_jax.files import atomic_file
 
 
@@ -55,51 +53,29 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       UserError: a flag that does not fit, or there is no compiler.
     """
-    if not _has_compiler():
-        raise UserError("the TPU compiler is not installed: pip install 'gr-jax[aot]' (libtpu)")
-    for name in ("batch", "input_length", "target_length", "docids", "levels", "codes", "queries",
-                 "beam", "num_slices"):  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}={value}: at least 1 is needed")
-    from gr_jax.planning._environment import without_accelerators
+    from gr_jax.planning import require_compiler, without_accelerators
 
+    require_compiler()
     without_accelerators()
     from gr_jax.planning._request import Request, answer
 
-    plans = answer(
-        Request(
-            topology=args.topology,
-            generation=args.smallest,
-            num_slices=args.num_slices,
-            model=args.model,
-            gin_files=args.gin_file,
-            gin_bindings=args.gin_bindings,
-            gin_search_paths=[p for p in args.gin_search_paths.split(",") if p],
-            programs=("search", "train") if args.program == "both" else (args.program,),
-            batch=args.batch,
-            input_length=args.input_length,
-            target_length=args.target_length,
-            docids=args.docids,
-            levels=args.levels,
-            codes=args.codes,
-            queries=args.queries,
-            beam=args.beam,
-            tries=max(args.tries, 0),
-            hlo=args.hlo,
-        ),
-        log=lambda line: print(line, file=sys.stderr, flush=True),
+    same = ("topology", "num_slices", "model", "gin_bindings", "batch", "input_length",
+            "target_length", "docids", "levels", "codes", "queries", "beam", "hlo")  # fmt: skip
+    request = Request(
+        generation=args.smallest,
+        gin_files=args.gin_file,
+        gin_search_paths=[p for p in args.gin_search_paths.split(",") if p],
+        programs=("search", "train") if args.program == "both" else (args.program,),
+        tries=max(args.tries, 0),
+        **{name: getattr(args, name) for name in same},
     )
+    plans = answer(request, log=lambda line: print(line, file=sys.stderr, flush=True))
     lines = [json.dumps(plan.record()) for plan in plans]
     if args.output is not None:
         with atomic_file(args.output) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     print("\n".join(lines) if args.json else "\n\n".join(plan.text() for plan in plans))
     return 0
-
-
-def _has_compiler() -> bool:
-    return importlib.util.find_spec("libtpu") is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,15 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     from gr_jax.gin_config import rewrite_gin_args
 
-    quiet_libraries()
-    try:
-        return run(parser.parse_args(rewrite_gin_args(sys.argv[1:] if argv is None else argv)))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    given = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: run(parser.parse_args(rewrite_gin_args(given)))) or 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
@@ -21,12 +21,37 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gr_jax.errors import UserError
+
 
 def quiet_libraries() -> None:
     """Silences the logs of gin, Orbax and TensorFlow: what goes wrong there is raised as well."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _only_ours
+
+
+def print_error(error: BaseException) -> None:
+    """Prints a user's mistake, on one line."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def guarded(command: Callable[[], int | None], *, stopped: str = "stopped") -> int | None:
+    """Runs a command; returns its exit status.
+
+    Args:
+      command: returns a status. A `UserError` of it is one line and status 2, Ctrl-C is status 130.
+      stopped: what Ctrl-C prints.
+    """
+    quiet_libraries()
+    try:
+        return command()
+    except UserError as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
 
 
 def _only_ours(unraisable: Any) -> None:

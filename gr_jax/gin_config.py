@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 
 from gr_jax import RESOURCES, _t5x_names, distributed
-from gr_jax.console import quiet_libraries
+from gr_jax.console import guarded, print_error
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file
 
@@ -245,33 +245,30 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _guarded(main: Callable[..., int | None], argv: list[str]) -> None:
-    quiet_libraries()
+    command = functools.partial(_run_with_flags, main, argv)
+    sys.exit(guarded(command, stopped="stopped; the same command goes on from there"))
+
+
+def _run_with_flags(main: Callable[..., int | None], argv: list[str]) -> int | None:
     if len(argv) > 1:
-        fail(UserError(f"unexpected argument {argv[1]!r}; flags look like --gin_file=FILE"))
-    try:
-        if not flags.FLAGS.gin_file:
-            raise UserError("give a configuration: --gin_file=gin/experiments/squad2k.gin")
-        distributed.initialize(
-            flags.FLAGS.coordinator_address,
-            flags.FLAGS.process_count,
-            flags.FLAGS.process_index,
-            wanted=flags.FLAGS.multiprocess_gpu,
-            timeout=flags.FLAGS.initialization_timeout,
-        )
-        bindings = flags.FLAGS.gin_bindings or []
-        if folders := flags.FLAGS.seqio_additional_cache_dirs:
-            bindings = [f"pipeline.DataConfig.cache_dirs = {tuple(folders)}", *bindings]
-        parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths or ())
-        status = main(dry_run=flags.FLAGS.dry_run)
-    except UserError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(status)
+        raise UserError(f"unexpected argument {argv[1]!r}; flags look like --gin_file=FILE")
+    if not flags.FLAGS.gin_file:
+        raise UserError("give a configuration: --gin_file=gin/experiments/squad2k.gin")
+    distributed.initialize(
+        flags.FLAGS.coordinator_address,
+        flags.FLAGS.process_count,
+        flags.FLAGS.process_index,
+        wanted=flags.FLAGS.multiprocess_gpu,
+        timeout=flags.FLAGS.initialization_timeout,
+    )
+    bindings = flags.FLAGS.gin_bindings or []
+    if folders := flags.FLAGS.seqio_additional_cache_dirs:
+        bindings = [f"pipeline.DataConfig.cache_dirs = {tuple(folders)}", *bindings]
+    parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths or ())
+    return main(dry_run=flags.FLAGS.dry_run)
 
 
 def fail(error: BaseException) -> NoReturn:
     """Prints one line and exits with status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print_error(error)
     sys.exit(2)

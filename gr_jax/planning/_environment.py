@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import jax
+
+from gr_jax.errors import UserError
+
+
+def require_compiler() -> None:
+    """To be called before anything that takes long.
+
+    Raises:
+      UserError: there is no TPU compiler.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is not installed: pip install 'gr-jax[aot]' (libtpu)")
 
 
 def without_accelerators() -> None:

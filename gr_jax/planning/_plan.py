@@ -73,7 +73,7 @@ class Plan:
         figures: dict[str, Any] = {
             "program": self.job.name,
             "topology": self.topology.name,
-            "shape": "x".join(map(str, self.topology.shape)),
+            "shape": self.topology.dimensions,
             "num_slices": self.topology.slices,
             "chips": self.topology.chips,
             "parameters": parameter_count(self.job.model),
@@ -108,7 +108,7 @@ class Plan:
         t = self.topology
         slices = f" in {t.slices} slices" if t.slices > 1 else ""
         chips = f"{t.chips} chip{'s' if t.chips > 1 else ''}{slices}"
-        head = f"{self.job.name} on {t.name} ({chips}, {_dims(t)}): "
+        head = f"{self.job.name} on {t.name} ({chips}, {t.dimensions}): "
         settings = ", ".join(f"{k}={v}" for k, v in self.job.settings.items())
         if self.roofline is None:
             said = f"needs {self.peak:.1f} of {t.chip.memory_gib:g} GiB"
@@ -286,7 +286,7 @@ def _trainings(job: Training, topology: Topology) -> Iterator[Training]:
     if model.remat != "full":
         model = dataclasses.replace(model, remat="full", scan_layers=True)
         yield dataclasses.replace(job, model=model, trainer=trainer)
-    shards = topology.devices_per_slice * topology.slices // partitioning.model_parallel
+    shards = topology.device_count // partitioning.model_parallel
     while job.rows % (trainer.microbatches * 2 * shards) == 0:
         trainer = dataclasses.replace(trainer, microbatches=trainer.microbatches * 2)
         yield dataclasses.replace(job, model=model, trainer=trainer)
@@ -295,10 +295,6 @@ def _trainings(job: Training, topology: Topology) -> Iterator[Training]:
 def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     changes = [f"{k}={v}" for k, v in after.items() if before.get(k) != v or k not in before]
     return ", ".join(changes)
-
-
-def _dims(topology: Topology) -> str:
-    return "x".join(map(str, topology.shape))
 
 
 def _rounded(value: float | None) -> float | None:

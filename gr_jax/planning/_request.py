@@ -73,6 +73,11 @@ class Request:
             raise UserError("give one of --topology=v5e-256 and --smallest=v5e")
         if bool(self.gin_files) == (self.model is not None):
             raise UserError("give one of --gin_file=FILE and --model=t5_1_1_xxl")
+        for name in ("batch", "input_length", "target_length", "docids", "levels", "codes",
+                     "queries", "beam", "num_slices"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name}={value}: at least 1 is needed")
 
 
 def answer(request: Request, log: Log = lambda _: None) -> list[Plan]:
@@ -155,7 +160,7 @@ class _Gin:
 
     def search(self, topology: Topology) -> Job:
         r = self.request
-        shards = topology.chips * topology.chip.devices // self.trainer.partitioning.model_parallel
+        shards = topology.device_count // self.trainer.partitioning.model_parallel
         # as the trained parameters lie
         return Search(
             self.model,

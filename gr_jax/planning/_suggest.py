@@ -12,7 +12,7 @@ import dataclasses
 
 from gr_jax.decoding import TrieShape
 from gr_jax.errors import UserError
-from gr_jax.models import T5Config, training_flops
+from gr_jax.models import T5Config
 from gr_jax.planning._programs import Search, Training, parameter_count
 from gr_jax.planning._roofline import ring_rate
 from gr_jax.planning._topologies import Topology
@@ -121,12 +121,7 @@ def _seconds(job: Training, topology: Topology, mesh: object) -> float:
     c, chip = job.model, topology.chip
     grid = mesh.devices[0]  # pyright: ignore[reportAttributeAccessIssue]  # [data, model]
     data, m = grid.shape
-    flops = training_flops(
-        c, rows=job.rows, input_length=job.input_length, target_length=job.target_length
-    )
-    if c.remat == "full":
-        flops *= 4 / 3
-    compute = flops / topology.chips / chip.flops
+    compute = job.executed_flops / topology.chips / chip.flops
     share = job.rows / mesh.devices.size * m  # pyright: ignore[reportAttributeAccessIssue]
     sums = 4 * c.num_encoder_layers * job.input_length + c.num_decoder_layers * (
         6 * job.target_length + job.input_length

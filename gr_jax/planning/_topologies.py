@@ -17,6 +17,8 @@ import re
 from typing import Any
 
 from gr_jax.errors import UserError
+from gr_jax.planning._environment import require_compiler
+from gr_jax.training import peak_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Chip:
 
     Attributes:
       name: of the generation, as the compiler spells it.
+      kind: `jax.Device.device_kind` of its devices.
       memory_gib: main memory that the compiler lets programs have, both devices of a chip together;
         a little less than the maker's figure.
-      flops: bfloat16 operations of the matrix units.
       memory_bandwidth: bytes between main memory and the chip.
       link_bandwidth: bytes over one link to a neighbour in one direction.
       network_bandwidth: bytes to other slices over the data centre's network.
@@ -38,8 +40,8 @@ class Chip:
     """
 
     name: str
+    kind: str
     memory_gib: float
-    flops: float
     memory_bandwidth: float
     link_bandwidth: float
     network_bandwidth: float
@@ -47,6 +49,13 @@ class Chip:
     devices: int
     cores_counted: int
     wraps_at: int
+
+    @property
+    def flops(self) -> float:
+        """bfloat16 operations of the matrix units."""
+        of_device = peak_flops(self.kind)
+        assert of_device is not None
+        return of_device * self.devices
 
 
 def _link(both_ways_per_chip: float, links: int) -> float:
@@ -59,11 +68,11 @@ def _link(both_ways_per_chip: float, links: int) -> float:
 # Networks are the pod's (v5e: 6.4, v6e: 25.6 Tbit/s) or the chip's (v5p: 50, tpu7x: 100 Gbit/s).
 CHIPS = {
     # Links: 50 GB/s, Jouppi et al. 2023 (arXiv 2304.01433), table 4; network: taken to be v5p's.
-    "v4": Chip("v4", 30.75, 275e12, 1200e9, 50e9, 6.25e9, 3, 1, 2, 4),
-    "v5e": Chip("v5e", 15.75, 197e12, 819e9, _link(400e9, 4), 3.125e9, 2, 1, 1, 16),
-    "v5p": Chip("v5p", 95.73, 459e12, 2765e9, _link(1200e9, 6), 6.25e9, 3, 1, 2, 4),
-    "v6e": Chip("v6e", 31.24, 918e12, 1638e9, _link(800e9, 4), 12.5e9, 2, 1, 1, 16),
-    "tpu7x": Chip("tpu7x", 2 * 94.74, 2307e12, 7380e9, _link(1200e9, 6), 12.5e9, 3, 2, 2, 4),
+    "v4": Chip("v4", "TPU v4", 30.75, 1200e9, 50e9, 6.25e9, 3, 1, 2, 4),
+    "v5e": Chip("v5e", "TPU v5 lite", 15.75, 819e9, _link(400e9, 4), 3.125e9, 2, 1, 1, 16),
+    "v5p": Chip("v5p", "TPU v5", 95.73, 2765e9, _link(1200e9, 6), 6.25e9, 3, 1, 2, 4),
+    "v6e": Chip("v6e", "TPU v6 lite", 31.24, 1638e9, _link(800e9, 4), 12.5e9, 2, 1, 1, 16),
+    "tpu7x": Chip("tpu7x", "TPU7x", 2 * 94.74, 7380e9, _link(1200e9, 6), 12.5e9, 3, 2, 2, 4),
 }
 _SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "7x": "tpu7x", "ironwood": "tpu7x"}
 
@@ -100,18 +109,27 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def device_count(self) -> int:
+        """Of all slices, as JAX counts them."""
+        return self.chips * self.chip.devices
+
+    @property
     def devices_per_slice(self) -> int:
         """As JAX counts them."""
         return math.prod(self.shape) * self.chip.devices
 
     @property
+    def dimensions(self) -> str:
+        """The shape as people write it: 4x4x8."""
+        return "x".join(map(str, self.shape))
+
+    @property
     def name(self) -> str:
         """Cloud's name of a slice, or the compiler's where Cloud has none."""
-        shape = "x".join(map(str, self.shape))
         offered = _FLAT if self.chip.dimensions == 2 else _CUBES
-        if offered.get(math.prod(self.shape)) == shape:
+        if offered.get(math.prod(self.shape)) == self.dimensions:
             return f"{self.chip.name}-{math.prod(self.shape) * self.chip.cores_counted}"
-        return f"{self.chip.name}:{shape}"
+        return f"{self.chip.name}:{self.dimensions}"
 
     def wraps(self, axis: int) -> bool:
         """Whether the ends of an axis are connected."""
@@ -128,7 +146,7 @@ class Topology:
         """
         from jax.experimental import topologies
 
-        shape = "x".join(map(str, self.shape))
+        require_compiler()
         options: dict[str, Any] = {}
         if self.chip.name == "v4":
             options["chip_config_name"] = "megacore"  # else a device for each core
@@ -138,14 +156,10 @@ class Topology:
             options["num_slices"] = self.slices
         try:
             description = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{self.chip.name}:{shape}", **options
+                platform="tpu", topology_name=f"{self.chip.name}:{self.dimensions}", **options
             )
         except Exception as error:  # the compiler raises whatever it likes for a shape it lacks
             line = " ".join(str(error).split())
-            if "libtpu" in line.lower() and "lockfile" not in line:
-                raise UserError(
-                    "the TPU compiler is not installed: pip install 'gr-jax[aot]' (libtpu)"
-                ) from error
             raise UserError(f"the TPU compiler has no {self.name}: {line[:200]}") from error
         return list(description.devices)
 

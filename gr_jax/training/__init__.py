@@ -23,6 +23,7 @@ from gr_jax.training._partitioning import (
     make_mesh,
     write_model_info,
 )
+from gr_jax.training._peak import peak_flops
 from gr_jax.training._reporter import Progress
 from gr_jax.training._restriction import SOFTMAXES, Softmax
 from gr_jax.training._schedule import Schedule
@@ -55,6 +56,7 @@ __all__ = [
     "make_mesh",
     "measure_steps",
     "model_settings",
+    "peak_flops",
     "read_goodput",
     "read_metrics",
     "train",

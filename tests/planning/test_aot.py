@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gr_jax import compile as compiling
+from gr_jax import planning
 from gr_jax.models import T5Config
 from gr_jax.planning import make_plan, parse_topology, suggest_training
 from gr_jax.planning._programs import parameter_count
@@ -118,8 +119,8 @@ def test_too_large_is_an_answer_in_json_and_the_last_line_has_the_figures(tmp_pa
     ],
 )
 def test_a_mistake_is_one_line(flags, said, capsys, monkeypatch):
-    monkeypatch.setattr(compiling, "_has_compiler", lambda: True)
-    monkeypatch.setattr("gr_jax.planning._environment.without_accelerators", lambda: None)
+    monkeypatch.setattr(planning, "require_compiler", lambda: None)
+    monkeypatch.setattr(planning, "without_accelerators", lambda: None)
     assert compiling.main(flags) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
@@ -128,6 +129,6 @@ def test_a_mistake_is_one_line(flags, said, capsys, monkeypatch):
 
 
 def test_without_the_compiler_a_line_says_how_to_install_it(capsys, monkeypatch):
-    monkeypatch.setattr(compiling, "_has_compiler", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert compiling.main(["--model=t5_1_1_small", "--topology=v5e-8"]) == 2
     assert "pip install 'gr-jax[aot]'" in capsys.readouterr().err
