@@ -17,22 +17,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# before jax is imported: the compiler needs no TPU, and would look for one
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks.decode import (
@@ -46,9 +37,10 @@ from benchmarks.decode import (
 from gr_jax.decoding import Trie
 from gr_jax.decoding._beam import _program
 from gr_jax.models import PRECISIONS, T5Config, init_parameters, prepare_inference
+from gr_jax.planning import parse_topology, without_accelerators
+from gr_jax.planning._hlo import Program
 
-TOPOLOGY = "v5e:1x1"
-PEAK_FLOPS, PEAK_BYTES = 197e12, 819e9  # per second: bfloat16 products, and memory
+SLICE = parse_topology("v5e:1x1")
 # A prototype's bytes and operations (it had no encoder), per (batch, beam): v4, and v5m.
 _SLICED = {(1, 10): (0.87e9, 1954), (16, 100): (25.8e9, 2668)}
 TARGETS = {
@@ -81,44 +73,29 @@ def count_operations(hlo: str) -> tuple[Operations, list[list[int]]]:
     Args:
       hlo: `Compiled.as_text()`. The body of a loop counts once.
     """
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
-        # "%computation (arguments) -> result {", "ENTRY %computation ..."
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if header:
-            name = header[2]
-            bodies[name] = []
-            entry = name if header[1] else entry
-        elif name and re.match(r"\s+(ROOT )?%?[\w.\-]+ = ", line):
-            bodies[name].append(line)
-
-    def branches_of(line: str) -> list[str]:
-        found = re.search(r"branch_computations=\{([^}]*)\}", line)
-        listed = found[1].split(",") if found else re.findall(r"_computation=(%?[\w.\-]+)", line)
-        return [b.strip().removeprefix("%") for b in listed]
+    program = Program(hlo)
 
     @functools.cache
     def count(computation: str) -> Operations:
         least = most = own = 0
-        for line in bodies[computation]:
-            opcode = re.search(r"\s([a-z][a-z0-9\-]*)\(", line.partition(" = ")[2])
-            if not opcode or opcode[1] in _FREE or opcode[1].endswith(("-start", "-done")):
+        for instruction in program.computations[computation]:
+            opcode = instruction.opcode
+            if not opcode or opcode in _FREE or opcode.endswith(("-start", "-done")):
                 continue
             own += 1
             inner = []
-            if opcode[1] == "conditional":
-                inner = [count(b) for b in branches_of(line)]
-            elif opcode[1] == "while":
-                inner = [count(re.findall(r"body=%?([\w.\-]+)", line)[0])]
-            elif opcode[1] == "call":
-                inner = [count(re.findall(r"to_apply=%?([\w.\-]+)", line)[0])]
+            if opcode == "conditional":
+                inner = [count(branch) for branch in instruction.branches()]
+            elif opcode == "while":
+                inner = [count(instruction.called("body"))]
+            elif opcode == "call":
+                inner = [count(instruction.called("to_apply"))]
             least += min((i.least for i in inner), default=0)
             most += max((i.most for i in inner), default=0)
         return Operations(own + least, own + most, own)
 
-    outermost = [line for line in bodies[entry] if re.search(r"\sconditional\(", line)]
-    return count(entry), [[count(b).most for b in branches_of(line)] for line in outermost]
+    outermost = [i for i in program.computations[program.entry] if i.opcode == "conditional"]
+    return count(program.entry), [[count(b).most for b in each.branches()] for each in outermost]
 
 
 class Compiler:
@@ -126,10 +103,7 @@ class Compiler:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=TOPOLOGY, chips_per_host_bounds=(1, 1, 1)
-        )
-        self.device = topology.devices[0]
+        (self.device,) = SLICE.devices()
         config = T5Config.from_name("t5_1_1_small")
 
         def weights():
@@ -171,6 +145,7 @@ class Compiler:
             (self.options.hlo / f"{batch}x{beam}_{score}.hlo").write_text(hlo)
         costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
         operations, branches = count_operations(hlo)
+        chip = SLICE.chip
         flops, moved = costs["flops"], costs["bytes accessed"]
         target = TARGETS[score].get((batch, beam), (None, None))
         return {
@@ -179,7 +154,7 @@ class Compiler:
             "score": score,
             "gigabytes": moved / 1e9,
             "gigaflops": flops / 1e9,
-            "roofline_ms": 1e3 * max(moved / PEAK_BYTES, flops / PEAK_FLOPS),
+            "roofline_ms": 1e3 * max(moved / chip.memory_bandwidth, flops / chip.flops),
             "operations_least": operations.least,
             "operations_most": operations.most,
             "operations_entry": operations.entry,
@@ -228,6 +203,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    without_accelerators()
     compiler = Compiler(options)
     print(HEADER, file=sys.stderr, flush=True)
     for batch, beam in options.cells:

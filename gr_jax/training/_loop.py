@@ -189,14 +189,7 @@ def train(
     )
     checkpoints = Checkpoints(model_dir, keep=config.keep)
     try:
-        ema = config.ema_decay > 0
-        if (latest := checkpoints.latest_step) is None:
-            state = init_state(
-                model, optimizer, partitioner, seed=config.seed, ema=ema, start=start
-            )
-        else:
-            shapes = abstract_state(model, optimizer, partitioner, ema=ema)
-            state = checkpoints.restore(latest, shapes, identity)
+        state = _first_state(config, model, optimizer, partitioner, checkpoints, identity, start)
         if writes:
             write_model_info(Path(model_dir) / "model-info.txt", model, state.params)
         first = int(state.step)
@@ -256,6 +249,24 @@ def train(
     finally:
         checkpoints.close()
     return state
+
+
+def _first_state(
+    config: TrainConfig,
+    model: T5Config,
+    optimizer: Any,
+    partitioner: Partitioner,
+    checkpoints: Checkpoints,
+    identity: RunIdentity,
+    start: Start | None,
+) -> TrainState:
+    """The newest checkpoint's, or that of a run that begins."""
+    ema = config.ema_decay > 0
+    if (latest := checkpoints.latest_step) is None:
+        return init_state(model, optimizer, partitioner, seed=config.seed, ema=ema, start=start)
+    return checkpoints.restore(
+        latest, abstract_state(model, optimizer, partitioner, ema=ema), identity
+    )
 
 
 def _arrived(coming: Future[PackedBatch], last: StepMetrics | None, ledger: Ledger) -> PackedBatch:
