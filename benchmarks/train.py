@@ -18,6 +18,11 @@ standard error. As for `benchmarks.decode`, nothing else may run meanwhile.
 
 from __future__ import annotations
 
+from gr_jax.allocator import keep_freed_memory
+
+if __name__ == "__main__":  # as `gr_jax.train` does
+    keep_freed_memory()
+
 import argparse
 import os
 import platform

@@ -164,6 +164,9 @@ def _positive(kind):
 
 
 def _quickstart(args: argparse.Namespace) -> int:
+    from gr_jax.allocator import keep_freed_memory
+
+    keep_freed_memory()  # before the imports that begin threads
     from gr_jax import gin_config
     from gr_jax.train import main as train
 
