@@ -14,6 +14,11 @@ in the records tell.
 
 from __future__ import annotations
 
+from gr_jax.allocator import keep_freed_memory
+
+if __name__ == "__main__":  # as gr_jax's commands do
+    keep_freed_memory()
+
 import argparse
 import json
 import os

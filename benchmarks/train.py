@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from gr_jax.allocator import keep_freed_memory
 
-if __name__ == "__main__":  # as `gr_jax.train` does
+if __name__ == "__main__":  # as gr_jax's commands do
     keep_freed_memory()
 
 import argparse

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_jax import __version__
+from gr_jax.allocator import keep_freed_memory
 from gr_jax.console import guarded
 
 _DEFAULT_MODEL_DIR = "model"
@@ -164,9 +165,6 @@ def _positive(kind):
 
 
 def _quickstart(args: argparse.Namespace) -> int:
-    from gr_jax.allocator import keep_freed_memory
-
-    keep_freed_memory()  # before the imports that begin threads
     from gr_jax import gin_config
     from gr_jax.train import main as train
 
@@ -296,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inspect": _inspect,
         "compile": _compile,
     }
+    if args.verb in ("quickstart", "search", "eval"):
+        keep_freed_memory()  # before the imports that begin threads
     try:
         return guarded(lambda: verbs[args.verb](args)) or 0
     except BrokenPipeError:  # `gr-jax search ... | head`

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from gr_jax.allocator import keep_freed_memory
+
+if __name__ == "__main__":  # before the imports that begin threads
+    keep_freed_memory()
+
 from gr_jax import distributed, gin_config, pipeline
 from gr_jax.console import Reporter
 
