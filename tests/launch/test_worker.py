@@ -153,6 +153,8 @@ def started(worker: Fakes) -> subprocess.Popen[str]:
         text=True,
         env=worker.environment,
         start_new_session=True,
+        # under nohup the tests ignore it, and so would all that they start
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     assert follower.stdout and follower.stdout.readline() == "started\n"
     return follower
