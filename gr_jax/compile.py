@@ -54,11 +54,10 @@ def run(args: argparse.Namespace) -> int:
       UserError: a flag that does not fit, or there is no compiler.
     """
     from gr_jax.planning import require_compiler, without_accelerators
+    from gr_jax.planning._request import Request, answer
 
     require_compiler()
     without_accelerators()
-    from gr_jax.planning._request import Request, answer
-
     same = ("topology", "num_slices", "model", "gin_bindings", "batch", "input_length",
             "target_length", "docids", "levels", "codes", "queries", "beam", "hlo")  # fmt: skip
     request = Request(

@@ -12,9 +12,9 @@ from gr_jax import allocator
 
 # Page faults of a program that has 128 MiB of temporaries. Some runs do not find them a place yet.
 SCRIPT = """
-import json, resource, sys
+import json, resource
 from gr_jax.allocator import keep_freed_memory
-kept = keep_freed_memory() if "keep" in sys.argv else None
+kept = keep_freed_memory()
 import jax, jax.numpy as jnp
 def program(x):
     return jax.lax.optimization_barrier(x * 2)[::-1].sum()
@@ -30,21 +30,17 @@ print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - bef
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
 
 
-def run(*arguments, **environment):
+@glibc
+def test_runs_of_a_program_get_the_same_memory_again():
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUN"))}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        env=clean | {"JAX_PLATFORMS": "cpu"} | environment,
+        [sys.executable, "-c", SCRIPT],
+        env=clean | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=True,
     )
-    return json.loads(done.stdout)
-
-
-@glibc
-def test_runs_of_a_program_get_the_same_memory_again():
-    kept, faults = run("keep")
+    kept, faults = json.loads(done.stdout)
     assert kept is True
     pages = 60 * 2**26 // os.sysconf("SC_PAGESIZE")
     assert faults < pages  # without it twice as many: there are 128 MiB

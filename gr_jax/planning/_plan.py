@@ -73,7 +73,7 @@ class Plan:
         figures: dict[str, Any] = {
             "program": self.job.name,
             "topology": self.topology.name,
-            "shape": self.topology.dimensions,
+            "shape": self.topology.shape_name,
             "num_slices": self.topology.slices,
             "chips": self.topology.chips,
             "parameters": parameter_count(self.job.model),
@@ -108,7 +108,7 @@ class Plan:
         t = self.topology
         slices = f" in {t.slices} slices" if t.slices > 1 else ""
         chips = f"{t.chips} chip{'s' if t.chips > 1 else ''}{slices}"
-        head = f"{self.job.name} on {t.name} ({chips}, {t.dimensions}): "
+        head = f"{self.job.name} on {t.name} ({chips}, {t.shape_name}): "
         settings = ", ".join(f"{k}={v}" for k, v in self.job.settings.items())
         if self.roofline is None:
             said = f"needs {self.peak:.1f} of {t.chip.memory_gib:g} GiB"

@@ -119,7 +119,7 @@ class Topology:
         return math.prod(self.shape) * self.chip.devices
 
     @property
-    def dimensions(self) -> str:
+    def shape_name(self) -> str:
         """The shape as people write it: 4x4x8."""
         return "x".join(map(str, self.shape))
 
@@ -127,9 +127,9 @@ class Topology:
     def name(self) -> str:
         """Cloud's name of a slice, or the compiler's where Cloud has none."""
         offered = _FLAT if self.chip.dimensions == 2 else _CUBES
-        if offered.get(math.prod(self.shape)) == self.dimensions:
+        if offered.get(math.prod(self.shape)) == self.shape_name:
             return f"{self.chip.name}-{math.prod(self.shape) * self.chip.cores_counted}"
-        return f"{self.chip.name}:{self.dimensions}"
+        return f"{self.chip.name}:{self.shape_name}"
 
     def wraps(self, axis: int) -> bool:
         """Whether the ends of an axis are connected."""
@@ -156,7 +156,7 @@ class Topology:
             options["num_slices"] = self.slices
         try:
             description = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{self.chip.name}:{self.dimensions}", **options
+                platform="tpu", topology_name=f"{self.chip.name}:{self.shape_name}", **options
             )
         except Exception as error:  # the compiler raises whatever it likes for a shape it lacks
             line = " ".join(str(error).split())

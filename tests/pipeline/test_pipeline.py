@@ -86,6 +86,7 @@ def test_answers_of_a_model_spread_over_devices_are_those_of_one(trained):
         ),
     ):
         np.testing.assert_array_equal(found.rows, expected.rows)
+        # atol: a score is a difference of logits that are larger than it
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
 
 
