@@ -14,7 +14,24 @@ from pathlib import Path
 from gr_jax.errors import UserError
 
 _WRONG_PATHS = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+# Cloud Storage FUSE's, in a bucket without a hierarchical namespace, and other file systems'
+_NO_RENAMES = (errno.EMFILE, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _TENSORSTORE_ERROR = re.compile(r"os_error_code='(\d+)'")
+
+
+def local_path(path: str | Path) -> Path:
+    """A path that a user gave, with `~` expanded.
+
+    Raises:
+      UserError: it is a URL. Its text would be taken for a folder of this machine, and what is
+        written there be lost with it.
+    """
+    if "://" in str(path):
+        raise UserError(
+            f"{path}: not a path; mount the bucket and give the path that it then has "
+            "(docs/launch.md says how)"
+        )
+    return Path(path).expanduser()
 
 
 @contextlib.contextmanager
@@ -70,7 +87,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     the worst moment leaves no `path`, never a part of one.
 
     Raises:
-      UserError: the disk is full or not writable; `path` is then as it was before.
+      UserError: the disk is full or not writable, or knows no renaming of directories; `path` is
+        then as it was before.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     old = path.with_name(f"{temporary.name}-old")
@@ -81,13 +99,25 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             if path.exists():
-                path.replace(old)  # deleting it in place would show half of it meanwhile
-            temporary.replace(path)
+                _rename(path, old)  # deleting it in place would show half of it meanwhile
+            _rename(temporary, path)
     finally:
         if old.exists() and not path.exists():
             old.replace(path)
         _remove(temporary)
         _remove(old)
+
+
+def _rename(directory: Path, to: Path) -> None:
+    try:
+        directory.replace(to)
+    except OSError as error:
+        if error.errno not in _NO_RENAMES:
+            raise
+        raise UserError(
+            f"{to}: directories cannot be renamed there, so nothing can be saved whole; if it is a "
+            "mounted bucket, use one with a hierarchical namespace"
+        ) from error
 
 
 def new_directory(directory: Path) -> AbstractContextManager[Path]:

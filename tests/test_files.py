@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory, atomic_file, disk_errors
+from gr_jax.files import atomic_directory, atomic_file, disk_errors, local_path
 
 DEAD = 2**22 + 1  # larger than any process id of Linux
 
@@ -186,3 +186,26 @@ def test_a_killed_process_leaves_the_old_or_the_new(tmp_path, when, content):
     with atomic_directory(path) as temporary:
         (temporary / "a").write_text("newer")
     assert names(tmp_path) == ["x"]
+
+
+def test_urls_are_not_taken_for_folders():
+    assert local_path("~/model") == Path.home() / "model"
+    with pytest.raises(UserError, match=r"^gs://bucket/model: not a path; mount the bucket"):
+        local_path("gs://bucket/model")
+
+
+def test_file_system_without_renames_of_directories(tmp_path, monkeypatch):
+    rename = os.replace
+
+    def replace(source, target):
+        if Path(source).is_dir():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with (
+        pytest.raises(UserError, match=r"docids: directories cannot be renamed .* hierarchical"),
+        atomic_directory(tmp_path / "docids") as temporary,
+    ):
+        (temporary / "x").write_text("x")
+    assert names(tmp_path) == []

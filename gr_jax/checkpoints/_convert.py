@@ -16,6 +16,7 @@ from gr_jax.checkpoints._open import open_checkpoint
 from gr_jax.checkpoints._source import Parameters, ParameterSource
 from gr_jax.checkpoints._t5x_write import write_t5x_legacy, write_t5x_orbax
 from gr_jax.errors import UserError
+from gr_jax.files import local_path
 
 Target = Literal["hf", "t5x", "t5x-orbax"]
 
@@ -40,7 +41,7 @@ def convert(
     Raises:
       UserError: no checkpoint, an existing directory, or something that the format cannot hold.
     """
-    source, directory = open_checkpoint(path, parameters), Path(directory).expanduser()
+    source, directory = open_checkpoint(path, parameters), local_path(directory)
     rounded = None if dtype is None else np.dtype(jnp.dtype(dtype))
     if to == "hf":
         if scanned or optimizer:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gr_jax.corpus import Collection, python_docs, read_collection
 from gr_jax.errors import UserError
+from gr_jax.files import local_path
 
 PYTHON_DOCS = "python"
 
@@ -23,9 +22,9 @@ def load_collection(corpus: str, *, strict: bool = False) -> Collection:
     """
     if corpus == PYTHON_DOCS:  # a folder of that name is ./python
         return python_docs()
-    if not Path(corpus).exists():
+    if not local_path(corpus).exists():
         raise UserError(
             f"{corpus}: no such corpus folder; give one that holds corpus.jsonl, queries.jsonl and "
             f"qrels/, or {PYTHON_DOCS!r} for the embedded default"
         )
-    return read_collection(corpus, strict=strict)
+    return read_collection(local_path(corpus), strict=strict)

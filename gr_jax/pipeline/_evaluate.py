@@ -31,6 +31,7 @@ from gr_jax.evaluation import (
     write_report,
     write_run,
 )
+from gr_jax.files import local_path
 from gr_jax.models import Precision
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._exposure import exposure
@@ -116,6 +117,7 @@ def evaluate(
       UserError: nothing trained there, or another corpus's index.
     """
     workspace = Workspace(model_dir)
+    output = local_path(output_dir) if output_dir else workspace.path
     step = workspace.step_of(checkpoint)
     index = Index.load(workspace.path, step, on_this_host(config.partitioning))
     collection = load_collection(corpus, strict=strict)
@@ -123,7 +125,6 @@ def evaluate(
     if dry_run:
         return None
     workspace.claim(collection.corpus)
-    output = Path(output_dir).expanduser() if output_dir else workspace.path
     done = {
         "checkpoint": index.step,
         "docids": index.docid_map.fingerprint,
@@ -207,7 +208,8 @@ def evaluate_queries(
       The metrics; `queries`, their number; and `certified`, the share of them whose ranking is
       certainly the best of the whole corpus.
     """
-    if Path(run).is_dir():
+    output = local_path(run)
+    if output.is_dir():
         raise UserError(f"{run}: is a directory; name the run file to write")
     index = Index.load(model_dir, partitioner=on_this_host(config.partitioning))
     asked = read_query_set(
@@ -219,7 +221,7 @@ def evaluate_queries(
     )
     found = _find(index, asked, config)
     ranked = _run_of(index, asked, found)
-    write_run(run, ranked, "gr_jax")
+    write_run(output, ranked, "gr_jax")
     figures = evaluate_run(ranked, asked.qrels)
     return {"queries": len(asked), **figures, "certified": float(np.mean(found.exact))}
 

@@ -32,7 +32,7 @@ from gr_jax.data import (
 )
 from gr_jax.docids import DocidAssigner, DocidMap
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory, atomic_file
+from gr_jax.files import atomic_directory, atomic_file, local_path
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
 
@@ -322,7 +322,7 @@ class _Job:
         self.workspace.stage("cache", settings, self.workspace.cache / "mixture.json", build)
         cache = self.workspace.cache
         if self.data.local_cache:
-            cache = local_copy(cache, Path(self.data.local_cache).expanduser())
+            cache = local_copy(cache, local_path(self.data.local_cache))
         return MixtureCache.load(cache)
 
     def _build_cache(self, mixture: MixtureSource, target_length: int) -> MixtureCache:

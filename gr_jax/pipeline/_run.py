@@ -17,6 +17,7 @@ from gr_jax.decoding import Score
 from gr_jax.docids import DocidAssigner
 from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, write_run
+from gr_jax.files import local_path
 from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._evaluate import EvalConfig, evaluate, on_this_host
@@ -263,6 +264,9 @@ def infer(
         raise UserError("RUN names the run file and INFER_OUTPUT_DIR its folder: give one of them")
     config = SearchConfig(beam, score, precision, exact=certify)
     workspace = Workspace(model_dir)
+    name = Path(queries).name.removesuffix(".gz").removesuffix(".jsonl")
+    folder = local_path(output_dir) if output_dir else workspace.runs
+    output = local_path(run) if run else folder / f"{name}.infer.run"
     step = workspace.step_of(checkpoint)
     index = Index.load(workspace.path, step, on_this_host(partitioning))
     asked = list(read_queries(queries).values())
@@ -271,9 +275,6 @@ def infer(
     if dry_run:
         return
     ranked = index.rank([query.text for query in asked], k=k, config=config)
-    name = Path(queries).name.removesuffix(".gz").removesuffix(".jsonl")
-    folder = Path(output_dir).expanduser() if output_dir else workspace.runs
-    output = Path(run) if run else folder / f"{name}.infer.run"
     write_run(output, {q.query_id: r for q, r in zip(asked, ranked, strict=True)}, "gr_jax")
     log(f"{output}: {len(asked):,} queries, {k} documents each")
 

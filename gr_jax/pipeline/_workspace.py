@@ -31,7 +31,7 @@ from typing import Any
 
 from gr_jax.corpus import Corpus, write_corpus
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_file, disk_errors
+from gr_jax.files import atomic_file, disk_errors, local_path
 
 # what a file system says that has no locks: some NFS and FUSE mounts
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -49,9 +49,9 @@ class Workspace:
         """Opens the directory; nothing is made yet.
 
         Raises:
-          UserError: the path is a file, or its record cannot be read.
+          UserError: the path is a file or a URL, or its record cannot be read.
         """
-        self.path = Path(model_dir).expanduser()
+        self.path = local_path(model_dir)
         for path in (self.path, *self.path.parents):
             if path.exists() and not path.is_dir():
                 raise UserError(f"{path}: is a file; give a directory for the model")
@@ -138,7 +138,7 @@ class Workspace:
         """
         if checkpoint is None:
             return None
-        path = Path(checkpoint).expanduser()
+        path = local_path(checkpoint)
         found = _CHECKPOINT.fullmatch(path.name)
         if not found or path.parent.resolve() != self.path.resolve():
             raise UserError(

@@ -18,7 +18,7 @@ from gr_jax.data import Tokenizer, load_tokenizer
 from gr_jax.decoding import BeamSearch, SearchResult, Trie, score_all
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_file
+from gr_jax.files import atomic_file, local_path
 from gr_jax.models import (
     InferenceWeights,
     Precision,
@@ -125,7 +125,7 @@ class Index:
           UserError: nothing is trained there yet, there is no such checkpoint, a file is damaged,
             parts do not belong together, or the model does not divide.
         """
-        path = Path(model_dir).expanduser()
+        path = local_path(model_dir)
         spec = IndexSpec.load(path / "index.json")
         docid_map = DocidMap.load(path / "docids")
         if docid_map.fingerprint != spec.docid_fingerprint:

@@ -11,7 +11,8 @@
 #
 # IMAGE is built from launch/gke/Dockerfile. All pods see one file system at --mount: a
 # PersistentVolumeClaim that many can write to (--claim, Filestore for instance), or a bucket
-# (--bucket, through Cloud Storage FUSE; --service_account must be allowed to write to it).
+# (--bucket, with a hierarchical namespace, through Cloud Storage FUSE; --service_account must be
+# allowed to write to it).
 #
 # A failed or preempted pod restarts all of them, --max_restarts=50 times, and the run goes on where
 # it was; a user's mistake (status 2) fails the JobSet at once. A pod that has to go has
@@ -90,7 +91,8 @@ volume() {
   else
     printf '                  csi:\n                    driver: gcsfuse.csi.storage.gke.io\n'
     printf '                    volumeAttributes:\n                      bucketName: %s\n' "$(json "$bucket")"
-    printf '                      mountOptions: "implicit-dirs"\n'
+    # what one host has written, all have to see at once
+    printf '                      mountOptions: "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"\n'
   fi
 }
 

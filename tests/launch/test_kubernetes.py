@@ -109,6 +109,9 @@ def test_the_file_system_that_all_see(fakes):
     (volume,) = pod["volumes"]
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
     assert volume["csi"]["volumeAttributes"]["bucketName"] == "runs"
+    options = volume["csi"]["volumeAttributes"]["mountOptions"].split(",")
+    # hosts must see what process 0 has just written
+    assert {"metadata-cache:ttl-secs:0", "metadata-cache:negative-ttl-secs:0"} < set(options)
     assert pod["serviceAccountName"] == "writer"
 
 

@@ -442,7 +442,8 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, args, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_settings_are_refused_before_training(beir, tmp_path, capsys):
+def test_bad_settings_are_refused_before_training(beir, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a URL that is taken for a path would make a folder
     for extra, message in [
         ("--embeddings=/no/such.npy", "no such embeddings file"),
         ("--sentencepiece=/no/such.model", "no such SentencePiece model"),
@@ -457,10 +458,12 @@ def test_bad_settings_are_refused_before_training(beir, tmp_path, capsys):
         ("--seed=-1", "seed"),
         (f"--model_dir={beir / 'corpus.jsonl'}", "is a file"),
         (f"--model_dir={beir / 'corpus.jsonl' / 'x'}", "is a file"),
+        ("--model_dir=gs://bucket/model", "gs://bucket/model: not a path; mount the bucket"),
+        ("--corpus=gs://bucket/corpus", "gs://bucket/corpus: not a path; mount the bucket"),
     ]:
         line = error_of(capsys, *quickstart(beir, tmp_path / "m", extra))
         assert message in line, line
-    assert not (tmp_path / "m").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_foreign_files_are_left_alone(tmp_path, capsys):
