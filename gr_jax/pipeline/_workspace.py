@@ -17,6 +17,7 @@ MODEL_DIR/
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import hashlib
@@ -35,6 +36,7 @@ from gr_jax.files import atomic_file, disk_errors, local_path
 
 # what a file system says that has no locks: some NFS and FUSE mounts
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_PATIENCE = 60.0  # seconds until a host sees what another has written: NFS keeps attributes so long
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
@@ -63,6 +65,7 @@ class Workspace:
         self.seqio_cache = self.path / "seqio_cache"
         self.runs = self.path / "runs"
         self.index = self.path / "index.json"
+        self._lock = self.path / "train.lock"
         self._record = self.path / "stages.json"
         self._stages: dict[str, Any] = self._read()
 
@@ -77,8 +80,11 @@ class Workspace:
             ) from error
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[str]:
         """Keeps other trainers out of the directory; readers need not ask.
+
+        Yields:
+          What the directory now says of its holder; see `check_shared`.
 
         Raises:
           UserError: there is one already.
@@ -86,7 +92,7 @@ class Workspace:
         # The kernel lets go of the lock when the process ends, however it ends, so the file may
         # stay. NFS before 4 and some mounts of buckets know no locks, or keep them to one host.
         with contextlib.ExitStack() as held:
-            path = self.path / "train.lock"
+            path = self._lock
             with disk_errors(path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stream = held.enter_context(path.open("a+", encoding="utf-8"))
@@ -102,11 +108,29 @@ class Workspace:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
+            since = datetime.datetime.now(datetime.UTC).isoformat(" ")  # to the microsecond
+            holder = f"process {os.getpid()} of {socket.gethostname()}, since {since},"
             with disk_errors(path):
                 stream.truncate(0)
-                stream.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+                stream.write(f"{holder}\n")
                 stream.flush()
-            yield
+                os.fsync(stream.fileno())  # other hosts look for it
+            yield holder
+
+    def check_shared(self, holder: str) -> None:
+        """Checks that this is the directory that another process has `alone`, which says `holder`.
+
+        Raises:
+          UserError: it is not, for as long as a network's file system may be behind.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while not self._lock.exists() or self._lock.read_text("utf-8").strip() != holder:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{self.path}: not the directory that process 0 has under this name; MODEL_DIR "
+                    "has to lie on a file system that all hosts share"
+                )
+            time.sleep(_PATIENCE / 60)
 
     @property
     def trained(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ _MODEL_BEFORE = {
     for field in dataclasses.fields(T5Config)
     if field.default is not dataclasses.MISSING
 }
+# nothing says what these were before they were recorded
+_RECORDED_LATER = ("row_length", "max_per_row", "examples")
+_PATIENCE = 60.0  # seconds until a host sees what another has written: NFS keeps attributes so long
 _EXECUTION = ("remat",)  # settings of a model that change no number but by rounding
 
 
@@ -107,6 +111,22 @@ class Checkpoints:
         with disk_errors(self._directory):
             self._manager.wait_until_finished()
 
+    def wait_for(self, step: int) -> None:
+        """Blocks until this host sees the checkpoint, which another does.
+
+        Raises:
+          UserError: it does not come.
+        """
+        path = self._directory / f"checkpoint_{step}"
+        deadline = time.monotonic() + _PATIENCE
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{path}: process 0 sees it and this host does not; MODEL_DIR has to lie on a "
+                    "file system that all hosts share"
+                )
+            time.sleep(_PATIENCE / 60)
+
     def identity(self, step: int) -> RunIdentity:
         """Whose checkpoint it is.
 
@@ -132,6 +152,9 @@ class Checkpoints:
             ours, theirs = getattr(identity, field.name), getattr(saved, field.name)
             if field.name == "training":
                 ours, theirs = _training_settings(ours), _training_settings(theirs)
+                for name in _RECORDED_LATER:
+                    if name not in theirs:
+                        ours.pop(name, None)
             elif field.name == "model":
                 ours, theirs = model_settings(ours), model_settings(theirs)
             if ours != theirs:

@@ -13,7 +13,7 @@ import pytest
 
 from gr_jax.corpus import read_corpus
 from gr_jax.errors import UserError
-from gr_jax.pipeline import Workspace
+from gr_jax.pipeline import Workspace, _workspace
 
 
 class Killed(BaseException):
@@ -90,7 +90,7 @@ def test_one_trainer_at_a_time_and_a_killed_one_is_none(tmp_path):
     )
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        holder = f"process {other.pid} of {socket.gethostname()} is training here"
+        holder = rf"process {other.pid} of {socket.gethostname()}, since .*, is training here"
         for _ in range(2):  # being refused leaves the lock as it is
             with pytest.raises(UserError, match=holder), Workspace(directory).alone():
                 pass
@@ -103,6 +103,18 @@ def test_one_trainer_at_a_time_and_a_killed_one_is_none(tmp_path):
     finally:
         other.kill()
         other.communicate()
+
+
+def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(_workspace, "_PATIENCE", 0.1)
+    with Workspace(tmp_path / "m").alone() as holder:
+        Workspace(tmp_path / "m").check_shared(holder)
+        with pytest.raises(UserError, match=r"other: not the directory that process 0 has"):
+            Workspace(tmp_path / "other").check_shared(holder)
+    with Workspace(tmp_path / "other").alone():  # the same process, at another time
+        pass
+    with pytest.raises(UserError, match="not the directory"):
+        Workspace(tmp_path / "other").check_shared(holder)
 
 
 def test_a_file_system_without_locks_is_gone_on_with(tmp_path, monkeypatch):
