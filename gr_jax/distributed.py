@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import jax
 from gr_jax.errors import UserError
 
 _PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: preparing a large corpus takes its time
+_FILE_PATIENCE = 60.0  # seconds; NFS keeps what it knows of a directory so long
 _turns = itertools.count()
 
 
@@ -153,6 +155,21 @@ def _error_told(tell: Callable[[str | None], None]) -> Iterator[None]:
 
 def _json(**fields: Any) -> str:
     return json.dumps(fields)
+
+
+def wait_until(there: Callable[[], bool], otherwise: str) -> None:
+    """Waits until this host sees what another has written.
+
+    Raises:
+      UserError: `otherwise`; it does not come to see it.
+    """
+    deadline = time.monotonic() + _FILE_PATIENCE
+    while not there():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{otherwise}; MODEL_DIR has to lie on a file system that all hosts share"
+            )
+        time.sleep(_FILE_PATIENCE / 60)
 
 
 def from_first[T](name: str, value: T) -> T:

@@ -96,10 +96,13 @@ def train(
         with distributed.together("looking for MODEL_DIR"):
             if not distributed.is_first():
                 workspace.check_shared(told["holder"])
-        with distributed.first_process_first("preparation"):
+        with distributed.first_process_first("preparation") as told:
+            if not distributed.is_first():
+                workspace.follow(told["record"])
             prepared = prepare(
                 workspace, collection, docids=docids, queries=queries, data=data, log=log
             )
+            told["record"] = workspace.record
         _fit(
             workspace,
             prepared,

@@ -30,13 +30,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gr_jax import distributed
 from gr_jax.corpus import Corpus, write_corpus
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file, disk_errors, local_path
 
 # what a file system says that has no locks: some NFS and FUSE mounts
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_PATIENCE = 60.0  # seconds until a host sees what another has written: NFS keeps attributes so long
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
@@ -67,9 +67,21 @@ class Workspace:
         self.index = self.path / "index.json"
         self._lock = self.path / "train.lock"
         self._record = self.path / "stages.json"
+        self._told: dict[str, Any] | None = None
         self._stages: dict[str, Any] = self._read()
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is done, as JSON: for `follow` in another process."""
+        return self._stages
+
+    def follow(self, record: dict[str, Any]) -> None:
+        """Takes another process's word for what is done: from now on nothing is written here."""
+        self._told = self._stages = record
+
     def _read(self) -> dict[str, Any]:
+        if self._told is not None:
+            return self._told
         try:
             return json.loads(self._record.read_text("utf-8"))
         except FileNotFoundError:
@@ -123,14 +135,13 @@ class Workspace:
         Raises:
           UserError: it is not, for as long as a network's file system may be behind.
         """
-        deadline = time.monotonic() + _PATIENCE
-        while not self._lock.exists() or self._lock.read_text("utf-8").strip() != holder:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{self.path}: not the directory that process 0 has under this name; MODEL_DIR "
-                    "has to lie on a file system that all hosts share"
-                )
-            time.sleep(_PATIENCE / 60)
+
+        def held() -> bool:
+            return self._lock.exists() and self._lock.read_text("utf-8").strip() == holder
+
+        distributed.wait_until(
+            held, f"{self.path}: not the directory that process 0 has under this name"
+        )
 
     @property
     def trained(self) -> bool:
@@ -208,7 +219,7 @@ class Workspace:
                     "skipped": list(corpus.skipped),
                 },
             )
-        if not self.corpus.exists():
+        if self._told is None and not self.corpus.exists():
             write_corpus(corpus, self.corpus)
 
     @property
@@ -231,11 +242,22 @@ class Workspace:
           The stage's key, for the settings of the stages that build on it.
 
         Raises:
-          UserError: a model was trained here with other settings.
+          UserError: a model was trained here with other settings, or the process that this one
+            follows has others.
         """
         text = json.dumps(settings, sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()
         done = self._stages.get(name)
+        if self._told is not None:
+            if not done or done["key"] != key:
+                raise UserError(
+                    f"{self.path}: process 0 has other settings of the {name} stage; start the "
+                    "same command on all hosts"
+                )
+            distributed.wait_until(
+                output.exists, f"{output}: process 0 sees it and this host does not"
+            )
+            return key
         if done and done["key"] == key and output.exists():
             return key
         if done and done["key"] != key and self.trained:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from gr_jax import distributed
 from gr_jax.errors import UserError, damage
 from gr_jax.files import disk_errors
 from gr_jax.models import T5Config
@@ -33,7 +33,6 @@ _MODEL_BEFORE = {
 }
 # nothing says what these were before they were recorded
 _RECORDED_LATER = ("row_length", "max_per_row", "examples")
-_PATIENCE = 60.0  # seconds until a host sees what another has written: NFS keeps attributes so long
 _EXECUTION = ("remat",)  # settings of a model that change no number but by rounding
 
 
@@ -118,14 +117,7 @@ class Checkpoints:
           UserError: it does not come.
         """
         path = self._directory / f"checkpoint_{step}"
-        deadline = time.monotonic() + _PATIENCE
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{path}: process 0 sees it and this host does not; MODEL_DIR has to lie on a "
-                    "file system that all hosts share"
-                )
-            time.sleep(_PATIENCE / 60)
+        distributed.wait_until(path.exists, f"{path}: process 0 sees it and this host does not")
 
     def identity(self, step: int) -> RunIdentity:
         """Whose checkpoint it is.

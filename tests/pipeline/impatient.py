@@ -1,9 +1,8 @@
 """`gr_jax.train`, for tests in which a host waits in vain for what another has written."""
 
-from gr_jax import gin_config, train
-from gr_jax.pipeline import _workspace
+from gr_jax import distributed, gin_config, train
 
-_workspace._PATIENCE = 0.5
+distributed._FILE_PATIENCE = 0.5
 
 if __name__ == "__main__":
     gin_config.run_main(train.main)
