@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -40,18 +42,36 @@ def guarded(command: Callable[[], int | None], *, stopped: str = "stopped") -> i
     """Runs a command; returns its exit status.
 
     Args:
-      command: returns a status. A `UserError` of it is one line and status 2, Ctrl-C is status 130.
-      stopped: what Ctrl-C prints.
+      command: returns a status. A `UserError` of it is one line and status 2; Ctrl-C and SIGTERM,
+        a scheduler's word for it, are status 130.
+      stopped: what these two print.
     """
     quiet_libraries()
     try:
-        return command()
+        with _terminated_as_interrupted():
+            return command()
     except UserError as error:
         print_error(error)
         return 2
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, unless something else is done with it already."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _only_ours(unraisable: Any) -> None:

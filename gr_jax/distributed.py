@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import jax
 from gr_jax.errors import UserError
 
 _PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds: preparing a large corpus takes its time
+_FILE_PATIENCE = 60.0  # seconds; NFS keeps what it knows of a directory so long
 _turns = itertools.count()
 
 
@@ -98,11 +100,7 @@ def first_process_first(name: str) -> Iterator[dict[str, Any]]:
     if jax.process_count() == 1:
         yield {}
         return
-    # JAX has no public name for its own key-value store; Orbax uses it the same way
-    from jax._src.distributed import global_state
-
-    client: Any = global_state.client
-    key = f"gr_jax/{next(_turns)}"
+    client, key = _turn()
     if not is_first():
         answer = json.loads(client.blocking_key_value_get(key, _PATIENCE))
         if answer["error"]:
@@ -110,15 +108,68 @@ def first_process_first(name: str) -> Iterator[dict[str, Any]]:
         yield answer["told"]
         return
     told: dict[str, Any] = {}
+    with _error_told(lambda error: client.key_value_set(key, _json(told=told, error=error))):
+        yield told
+
+
+@contextlib.contextmanager
+def together(name: str) -> Iterator[None]:
+    """All processes run the block; if it fails in one of them, it fails in all.
+
+    Raises:
+      UserError: it failed in another process.
+    """
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        yield
+        return
+    client, key = _turn()
+    with _error_told(lambda error: client.key_value_set(f"{key}/{index}", _json(error=error))):
+        yield
+    for other in range(count):
+        answer = json.loads(client.blocking_key_value_get(f"{key}/{other}", _PATIENCE))
+        if answer["error"]:
+            raise UserError(f"{name} failed in process {other}: {answer['error']}")
+
+
+def _turn() -> tuple[Any, str]:
+    """JAX's own key-value store, for which it has no public name (Orbax takes it so too); a key."""
+    from jax._src.distributed import global_state
+
+    return global_state.client, f"gr_jax/{next(_turns)}"
+
+
+@contextlib.contextmanager
+def _error_told(tell: Callable[[str | None], None]) -> Iterator[None]:
+    """Tells what goes wrong in the block, None if nothing does."""
     error = "interrupted"
     try:
-        yield told
+        yield
         error = None
     except Exception as raised:
         error = " ".join(str(raised).split()) or type(raised).__name__
         raise
     finally:
-        client.key_value_set(key, json.dumps({"told": told, "error": error}))
+        tell(error)
+
+
+def _json(**fields: Any) -> str:
+    return json.dumps(fields)
+
+
+def wait_until(there: Callable[[], bool], otherwise: str) -> None:
+    """Waits until this host sees what another has written.
+
+    Raises:
+      UserError: `otherwise`; it does not come to see it.
+    """
+    deadline = time.monotonic() + _FILE_PATIENCE
+    while not there():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{otherwise}; MODEL_DIR has to lie on a file system that all hosts share"
+            )
+        time.sleep(_FILE_PATIENCE / 60)
 
 
 def from_first[T](name: str, value: T) -> T:

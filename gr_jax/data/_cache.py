@@ -7,6 +7,8 @@ an example is; nothing of its run-time shuffling, and no TensorFlow, is on the t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from gr_jax.errors import UserError
 
 FEATURES = ("inputs", "targets")
 _BLOCK = 2**20  # examples looked at together
+_FINGERPRINTED = 2048  # examples of a task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,19 @@ class MixtureCache:
     def sizes(self) -> tuple[int, ...]:
         """Examples of each task."""
         return tuple(len(task) for task in self.tasks)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the order-dependent whole: names, rates, sizes, and some thousand examples of each."""
+        digest = hashlib.sha256(repr(self.rates).encode())
+        for task in self.tasks:
+            some = np.unique(np.linspace(0, len(task) - 1, _FINGERPRINTED).astype(np.int64))
+            digest.update(f"{task.name} {len(task)}".encode())
+            for feature in FEATURES:
+                digest.update(f"{feature} {len(task.tokens[feature])}".encode())
+                digest.update(task.lengths(feature, some).tobytes())
+                digest.update(task.gather(feature, some).astype("<i4").tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, directory: Path) -> MixtureCache:

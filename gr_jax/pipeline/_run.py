@@ -82,7 +82,7 @@ def train(
     partitioner = Partitioner.make(trainer.partitioning)
     model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
     with contextlib.ExitStack() as held:
-        with distributed.first_process_first("preparation"):
+        with distributed.first_process_first("preparation") as told:
             workspace = Workspace(model_dir)
             if not workspace.trained:  # a run that goes on has its parameters
                 initial.check()
@@ -92,10 +92,17 @@ def train(
             if dry_run:
                 return
             if distributed.is_first():
-                held.enter_context(workspace.alone())
+                told["holder"] = held.enter_context(workspace.alone())
+        with distributed.together("looking for MODEL_DIR"):
+            if not distributed.is_first():
+                workspace.check_shared(told["holder"])
+        with distributed.first_process_first("preparation") as told:
+            if not distributed.is_first():
+                workspace.follow(told["record"])
             prepared = prepare(
                 workspace, collection, docids=docids, queries=queries, data=data, log=log
             )
+            told["record"] = workspace.record
         _fit(
             workspace,
             prepared,
@@ -124,7 +131,8 @@ def _fit(
     """Trains `model` on what is prepared; see `train`."""
     shardings = partitioner.parameters(model)  # refuses what does not divide
     start = initial.origin()
-    if not workspace.trained:
+    trained = distributed.from_first("the state of the run", workspace.trained)
+    if not trained:
         start = initial.start(
             model,
             prepared.cache,
@@ -143,12 +151,12 @@ def _fit(
         command=_command(),
     )
     writes = distributed.is_first()
-    if writes and not workspace.trained:  # a run that goes on keeps the record of how it began
+    if writes and not trained:  # a run that goes on keeps the record of how it began
         spec.save(workspace.index)
         started(workspace.path)
     log(f"training: {total_steps:,} steps of {prepared.config.batch_size} examples")
     began = time.perf_counter()
-    before = workspace.noted("train_seconds") or 0.0 if workspace.trained else 0.0
+    before = workspace.noted("train_seconds") or 0.0 if trained else 0.0
     finished = (workspace.path / f"checkpoint_{total_steps}").exists()
     try:
         train_model(

@@ -17,6 +17,7 @@ MODEL_DIR/
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import hashlib
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gr_jax import distributed
 from gr_jax.corpus import Corpus, write_corpus
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file, disk_errors, local_path
@@ -63,10 +65,23 @@ class Workspace:
         self.seqio_cache = self.path / "seqio_cache"
         self.runs = self.path / "runs"
         self.index = self.path / "index.json"
+        self._lock = self.path / "train.lock"
         self._record = self.path / "stages.json"
+        self._told: dict[str, Any] | None = None
         self._stages: dict[str, Any] = self._read()
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is done, as JSON: for `follow` in another process."""
+        return self._stages
+
+    def follow(self, record: dict[str, Any]) -> None:
+        """Takes another process's word for what is done: from now on nothing is written here."""
+        self._told = self._stages = record
+
     def _read(self) -> dict[str, Any]:
+        if self._told is not None:
+            return self._told
         try:
             return json.loads(self._record.read_text("utf-8"))
         except FileNotFoundError:
@@ -77,8 +92,11 @@ class Workspace:
             ) from error
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[str]:
         """Keeps other trainers out of the directory; readers need not ask.
+
+        Yields:
+          What the directory now says of its holder; see `check_shared`.
 
         Raises:
           UserError: there is one already.
@@ -86,7 +104,7 @@ class Workspace:
         # The kernel lets go of the lock when the process ends, however it ends, so the file may
         # stay. NFS before 4 and some mounts of buckets know no locks, or keep them to one host.
         with contextlib.ExitStack() as held:
-            path = self.path / "train.lock"
+            path = self._lock
             with disk_errors(path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 stream = held.enter_context(path.open("a+", encoding="utf-8"))
@@ -102,11 +120,28 @@ class Workspace:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
+            since = datetime.datetime.now(datetime.UTC).isoformat(" ")  # to the microsecond
+            holder = f"process {os.getpid()} of {socket.gethostname()}, since {since},"
             with disk_errors(path):
                 stream.truncate(0)
-                stream.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+                stream.write(f"{holder}\n")
                 stream.flush()
-            yield
+                os.fsync(stream.fileno())  # other hosts look for it
+            yield holder
+
+    def check_shared(self, holder: str) -> None:
+        """Checks that this is the directory that another process has `alone`, which says `holder`.
+
+        Raises:
+          UserError: it is not, for as long as a network's file system may be behind.
+        """
+
+        def held() -> bool:
+            return self._lock.exists() and self._lock.read_text("utf-8").strip() == holder
+
+        distributed.wait_until(
+            held, f"{self.path}: not the directory that process 0 has under this name"
+        )
 
     @property
     def trained(self) -> bool:
@@ -184,7 +219,7 @@ class Workspace:
                     "skipped": list(corpus.skipped),
                 },
             )
-        if not self.corpus.exists():
+        if self._told is None and not self.corpus.exists():
             write_corpus(corpus, self.corpus)
 
     @property
@@ -207,11 +242,22 @@ class Workspace:
           The stage's key, for the settings of the stages that build on it.
 
         Raises:
-          UserError: a model was trained here with other settings.
+          UserError: a model was trained here with other settings, or the process that this one
+            follows has others.
         """
         text = json.dumps(settings, sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()
         done = self._stages.get(name)
+        if self._told is not None:
+            if not done or done["key"] != key:
+                raise UserError(
+                    f"{self.path}: process 0 has other settings of the {name} stage; start the "
+                    "same command on all hosts"
+                )
+            distributed.wait_until(
+                output.exists, f"{output}: process 0 sees it and this host does not"
+            )
+            return key
         if done and done["key"] == key and output.exists():
             return key
         if done and done["key"] != key and self.trained:

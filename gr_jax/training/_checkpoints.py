@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gr_jax import distributed
 from gr_jax.errors import UserError, damage
 from gr_jax.files import disk_errors
 from gr_jax.models import T5Config
@@ -30,6 +31,8 @@ _MODEL_BEFORE = {
     for field in dataclasses.fields(T5Config)
     if field.default is not dataclasses.MISSING
 }
+# nothing says what these were before they were recorded
+_RECORDED_LATER = ("row_length", "max_per_row", "examples")
 _EXECUTION = ("remat",)  # settings of a model that change no number but by rounding
 
 
@@ -107,6 +110,15 @@ class Checkpoints:
         with disk_errors(self._directory):
             self._manager.wait_until_finished()
 
+    def wait_for(self, step: int) -> None:
+        """Blocks until this host sees the checkpoint, which another does.
+
+        Raises:
+          UserError: it does not come.
+        """
+        path = self._directory / f"checkpoint_{step}"
+        distributed.wait_until(path.exists, f"{path}: process 0 sees it and this host does not")
+
     def identity(self, step: int) -> RunIdentity:
         """Whose checkpoint it is.
 
@@ -132,6 +144,9 @@ class Checkpoints:
             ours, theirs = getattr(identity, field.name), getattr(saved, field.name)
             if field.name == "training":
                 ours, theirs = _training_settings(ours), _training_settings(theirs)
+                for name in _RECORDED_LATER:
+                    if name not in theirs:
+                        ours.pop(name, None)
             elif field.name == "model":
                 ours, theirs = model_settings(ours), model_settings(theirs)
             if ours != theirs:

@@ -262,8 +262,12 @@ def _first_state(
 ) -> TrainState:
     """The newest checkpoint's, or that of a run that begins."""
     ema = config.ema_decay > 0
-    if (latest := checkpoints.latest_step) is None:
+    # a network's file system may not show all hosts the same
+    latest = distributed.from_first("the newest checkpoint", checkpoints.latest_step)
+    if latest is None:
         return init_state(model, optimizer, partitioner, seed=config.seed, ema=ema, start=start)
+    with distributed.together("going on"):
+        checkpoints.wait_for(latest)
     return checkpoints.restore(
         latest, abstract_state(model, optimizer, partitioner, ema=ema), identity
     )
@@ -301,7 +305,13 @@ def _what_decides(config: TrainConfig, batches: Batches, start: Start | None = N
         "ema_decay",
     )  # fmt: skip
     decides = {name: settings[name] for name in kept}
-    decides |= {"batch_size": batches.batch_size, "initial": start.origin if start else None}
+    decides |= {
+        "batch_size": batches.batch_size,
+        "row_length": batches.row_length,
+        "max_per_row": batches.max_targets if batches.pack else 1,
+        "examples": batches.cache.fingerprint,
+        "initial": start.origin if start else None,
+    }
     return json.dumps(decides, sort_keys=True)
 
 

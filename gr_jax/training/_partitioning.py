@@ -136,7 +136,9 @@ def make_mesh(
       UserError: the devices do not divide so.
     """
     devices = jax.devices() if devices is None else devices
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = 1
+    if _are_tpus(devices):
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
     replicas = slices if replicas is None else replicas
     if replicas < 1 or replicas % slices:
         raise UserError(f"replicas={replicas} is not a multiple of the {slices} slices")
@@ -148,6 +150,8 @@ def make_mesh(
     shape = (replicas, len(devices) // (replicas * model_parallel), model_parallel)
     # Auto: Linen's logical constraints assert-fail on jax.make_mesh's default, Explicit
     types = (AxisType.Auto,) * 3
+    if not _are_tpus(devices):  # jax.make_mesh takes several hosts for slices, too
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES, axis_types=types)
     try:
         if slices == 1:
             return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
@@ -159,6 +163,11 @@ def make_mesh(
             f"model_parallel={model_parallel} does not lie along the torus of these "
             f"{len(devices)} devices: choose the product of some of its sides"
         ) from error
+
+
+def _are_tpus(devices: Sequence[Any]) -> bool:
+    """Whether `slice_index` is what it says: of others it is the host's number."""
+    return devices[0].platform == "tpu"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,18 @@ def test_a_failure_of_the_first_process_ends_the_others(tmp_path):
     assert "preparation failed in process 0: " in finished[1][2]
 
 
+def test_hosts_that_do_not_share_the_directory_are_told(beir, tmp_path):
+    own = tmp_path / "of_host_{index}"
+    finished = ended(start("tests.pipeline.impatient", *command(beir, own)[1:], *TOGETHER))
+    assert [status for status, *_ in finished] == [2, 2], finished
+    for _, _, errors in finished:
+        line = errors.strip().splitlines()[-1]
+        assert "of_host_1: not the directory that process 0 has under this name" in line, errors
+        assert "Traceback" not in errors, errors
+    assert "failed in process 1: " in finished[0][2]
+    assert not (tmp_path / "of_host_1").exists()
+
+
 SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_NODELIST": "n[1-2]",

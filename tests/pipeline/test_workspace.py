@@ -2,15 +2,18 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from gr_jax import distributed
 from gr_jax.corpus import read_corpus
 from gr_jax.errors import UserError
 from gr_jax.pipeline import Workspace
@@ -90,7 +93,7 @@ def test_one_trainer_at_a_time_and_a_killed_one_is_none(tmp_path):
     )
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        holder = f"process {other.pid} of {socket.gethostname()} is training here"
+        holder = rf"process {other.pid} of {socket.gethostname()}, since .*, is training here"
         for _ in range(2):  # being refused leaves the lock as it is
             with pytest.raises(UserError, match=holder), Workspace(directory).alone():
                 pass
@@ -103,6 +106,41 @@ def test_one_trainer_at_a_time_and_a_killed_one_is_none(tmp_path):
     finally:
         other.kill()
         other.communicate()
+
+
+def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_FILE_PATIENCE", 0.1)
+    with Workspace(tmp_path / "m").alone() as holder:
+        Workspace(tmp_path / "m").check_shared(holder)
+        with pytest.raises(UserError, match=r"other: not the directory that process 0 has"):
+            Workspace(tmp_path / "other").check_shared(holder)
+    with Workspace(tmp_path / "other").alone():  # the same process, at another time
+        pass
+    with pytest.raises(UserError, match="not the directory"):
+        Workspace(tmp_path / "other").check_shared(holder)
+
+
+def test_who_follows_waits_for_files_and_writes_none(tmp_path, monkeypatch, beir):
+    monkeypatch.setattr(distributed, "_FILE_PATIENCE", 0.5)
+    corpus, output = read_corpus(beir / "corpus.jsonl"), tmp_path / "out"
+    first, other = Workspace(tmp_path), Workspace(tmp_path)  # `other` before there was anything
+    first.claim(corpus)
+    first.stage("docids", {"x": 1}, output, lambda: output.write_text("x") and None)
+    output.rename(tmp_path / "unseen")  # by the other host
+    first.corpus.unlink()
+    other.follow(json.loads(json.dumps(first.record)))
+    other.claim(corpus)
+    assert not other.corpus.exists()
+
+    def never():
+        raise AssertionError("built by who should follow")
+
+    with pytest.raises(UserError, match=r"out: process 0 sees it and this host does not"):
+        other.stage("docids", {"x": 1}, output, never)
+    with pytest.raises(UserError, match=r"other settings of the docids stage; start the same"):
+        other.stage("docids", {"x": 2}, output, never)
+    threading.Timer(0.1, (tmp_path / "unseen").rename, [output]).start()
+    assert other.stage("docids", {"x": 1}, output, never) == first.record["docids"]["key"]
 
 
 def test_a_file_system_without_locks_is_gone_on_with(tmp_path, monkeypatch):

@@ -88,11 +88,9 @@ def test_a_search_is_compiled_with_weights_over_the_model_axis():
 
 @pytest.mark.aot
 @needs_compiler
-@pytest.mark.slow
 def test_too_large_is_an_answer_in_json_and_the_last_line_has_the_figures(tmp_path):
     done = run(
-        "--gin_file=gin/runs/beir.gin", "--gin_file=gin/models/t5_1_1_tiny.gin",
-        "--topology=v5e-1", "--batch=262144", "--tries=0", "--json",
+        "--model=t5_1_1_xl", "--topology=v5e-1", "--batch=8", "--tries=0", "--json",
         f"--output={tmp_path / 'figures.jsonl'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

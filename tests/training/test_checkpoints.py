@@ -24,7 +24,14 @@ from gr_jax.training import (
 )
 from gr_jax.training._loop import _what_decides
 from gr_jax.training._step import abstract_state
-from tests.training.tiny_run import FINGERPRINT, MODEL, TRAINER, make_batches, partitioner
+from tests.training.tiny_run import (
+    FINGERPRINT,
+    MODEL,
+    TRAINER,
+    make_batches,
+    make_cache,
+    partitioner,
+)
 
 IDENTITY = RunIdentity(FINGERPRINT, MODEL.to_json(), seed=3, total_steps=24)
 OPTIMIZER = TRAINER.optimizer.make()
@@ -98,6 +105,28 @@ def test_another_run_is_refused_in_one_line(saved, opened, field, other):
     assert message.startswith(f"{saved}/checkpoint_7: made with {named}") and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cache": make_cache(seed=1)}, "training.examples="),
+        ({"cache": dataclasses.replace(make_cache(), rates=(2.0, 1.0))}, "training.examples="),
+        ({"row_length": 14}, "training.row_length=12, this run has 14"),
+        ({"pack": False}, "training.max_per_row=3, this run has 1"),
+    ],
+)
+def test_a_run_on_other_examples_is_refused(state, tmp_path, changes, named):
+    checkpoints = Checkpoints(tmp_path)
+    ours = dataclasses.replace(IDENTITY, training=_what_decides(TRAINER, make_batches()))
+    checkpoints.save(7, state, ours)
+    checkpoints.wait()
+    other = _what_decides(TRAINER, make_batches(**changes))
+    with pytest.raises(UserError, match=f"made with {named}"):
+        checkpoints.restore(7, shapes(), dataclasses.replace(ours, training=other))
+    again = _what_decides(TRAINER, make_batches(row_multiple=8))  # another mesh
+    checkpoints.restore(7, shapes(), dataclasses.replace(ours, training=again))
+    checkpoints.close()
+
+
 def older(text: str, *names: str) -> str:
     """Settings as they were written before `names` existed, at any depth."""
 
@@ -116,6 +145,7 @@ YOUNGER_OF_MODEL = ("relpos_per_layer", "scan_layers", "remat")
 YOUNGER_OF_TRAINING = (
     "softmax", "loss_normalizing_factor", "adafactor", "factors", "decay_factor",
     "steps_per_decay", "steps_per_cycle", "step_offset", "min_learning_rate",
+    "row_length", "max_per_row", "examples",
 )  # fmt: skip
 
 

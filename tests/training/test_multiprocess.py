@@ -62,7 +62,7 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(on_one_device, tmp_path):
     assert stopped[0][1] == stopped[1][1]
     step = int(stopped[0][1].split()[3])
     assert 3 <= step < STEPS and (tmp_path / f"checkpoint_{step}").exists()
-    finished = ended(start(*arguments, "{index}"))
+    finished = ended(start(*arguments, "{index}", "behind"))
     assert [result[:2] for result in finished] == [(0, "finished")] * 2, finished
     np.testing.assert_allclose(losses(tmp_path), on_one_device[0], rtol=1e-5)
     parameters, last = load_eval_parameters(tmp_path, FINGERPRINT)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -137,8 +137,9 @@ def test_meshes():
         make_mesh(4, replicas=4)
 
 
-class _Device(NamedTuple):
-    """As much of a TPU of a multi-slice job as meshes are made from."""
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """As much of a device of several hosts as meshes are made from."""
 
     id: int
     slice_index: int
@@ -158,6 +159,16 @@ def test_replicas_are_whole_slices():
     assert make_mesh(1, devices, replicas=4).devices.shape == (4, 2, 1)
     with pytest.raises(UserError, match="replicas=1 is not a multiple of the 2 slices"):
         make_mesh(1, devices, replicas=1)
+
+
+def test_hosts_of_gpus_are_not_slices():
+    """JAX numbers the hosts of GPUs as it does slices."""
+    devices = [
+        _Device(i, i // 4, i // 4, (0, 0, 0), platform="gpu", device_kind="gpu") for i in range(8)
+    ]
+    assert make_mesh(1, devices).devices.shape == (1, 8, 1)
+    assert make_mesh(8, devices).devices.shape == (1, 1, 8)
+    assert make_mesh(1, devices, replicas=2).devices.shape == (2, 4, 1)
 
 
 @pytest.mark.parametrize(
