@@ -14,7 +14,7 @@ from gr_jax.data import load_tokenizer, train_tokenizer
 from gr_jax.decoding import SearchResult, Trie
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
-from gr_jax.models import T5Config, init_parameters
+from gr_jax.models import T5Config, init_parameters, prepare_inference
 from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
 
 QUERIES = ["which musicmark3 chord", "sailing tide", "soup", "comet orbit telescope", "", "deck"]
@@ -46,7 +46,8 @@ def make_index(beir: Path, folder: Path, scale: float = 2.0) -> Index:
     # larger weights than a fresh model's: scores that are far apart
     parameters = jax.tree.map(lambda x: x * scale, init_parameters(model, jax.random.key(0)))
     spec = IndexSpec(model, docid_map.fingerprint, True, 32, 0, "")
-    return Index(spec, docid_map, tokenizer, parameters, 0, beir / "corpus.jsonl")
+    prepare = functools.partial(prepare_inference, model, parameters)
+    return Index(spec, docid_map, tokenizer, prepare, 0, beir / "corpus.jsonl")
 
 
 @pytest.fixture(scope="module")
