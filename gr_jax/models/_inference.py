@@ -1,8 +1,9 @@
-"""T5 as the search wants it: weights fused and converted once (`_prepare.py`), many beams per query.
+"""T5 as the search wants it: weights fused and converted once, many beams per query.
 
 The training forward pass (`_t5.py`) is the definition; this is the same function of the same
-parameters, arranged for search. What beams share is never copied: the encoder's keys and values
-exist once per query, and the keys and values of a decoder step are written once and never moved.
+parameters, arranged for search (`_prepare.py`). What beams share is never copied: the encoder's
+keys and values exist once per query, and the keys and values of a decoder step are written once and
+never moved.
 """
 
 from __future__ import annotations

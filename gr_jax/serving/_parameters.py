@@ -1,4 +1,4 @@
-"""From a checkpoint to weights on devices, with a few arrays of float32 at a time on either side."""
+"""From a checkpoint to weights on devices, with a few arrays at a time in float32."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, count_parameters, prepare_inference
+from gr_jax.planning._programs import search_weights
 from gr_jax.serving import Index, IndexSpec, SearchConfig
 from gr_jax.serving import _parameters as parameters_module
 from gr_jax.serving._parameters import SavedParameters
@@ -93,9 +94,14 @@ def test_weights_are_those_of_the_whole_tree(model_dirs, scanned, spread, precis
         tree = jax.device_put(tree, partitioner.parameters(config))
     saved = SavedParameters(folder / "checkpoint_7", config, partitioner)
     for precision in precisions:
-        # in one program, as the planner asks the compiler for it
-        whole = jax.jit(lambda p, x=precision: prepare_inference(config, p, x))(tree)
         read = saved.weights(precision)
+        if partitioner is not None:
+            planned = search_weights(config, partitioner, precision)
+            for plan, found in zip(*map(jax.tree.leaves, (planned, read)), strict=True):
+                assert (plan.shape, plan.dtype) == (found.shape, found.dtype)
+                assert plan.sharding.is_equivalent_to(found.sharding, found.ndim)
+        # in one program, where all is in memory
+        whole = jax.jit(lambda p, x=precision: prepare_inference(config, p, x))(tree)
         assert jax.tree.structure(whole) == jax.tree.structure(read)
         for expected, found in zip(*map(jax.tree.leaves, (whole, read)), strict=True):
             assert expected.dtype == found.dtype
