@@ -10,6 +10,7 @@ from gr_jax.checkpoints._hugging_face_write import write_hugging_face
 from gr_jax.checkpoints._lazy import LazyArray
 from gr_jax.checkpoints._load import initialise_from, load_parameters, new_parameters
 from gr_jax.checkpoints._open import open_checkpoint
+from gr_jax.checkpoints._orbax import saved_parameters
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING, parameter_shapes
 from gr_jax.checkpoints._source import ParameterSource, from_parameters
 from gr_jax.checkpoints._t5x_write import write_t5x_legacy, write_t5x_orbax
@@ -30,6 +31,7 @@ __all__ = [
     "new_parameters",
     "open_checkpoint",
     "parameter_shapes",
+    "saved_parameters",
     "write_hugging_face",
     "write_t5x_legacy",
     "write_t5x_orbax",

@@ -39,6 +39,19 @@ def open_orbax(path: Path, parameters: Parameters = "eval") -> ParameterSource:
     return make_t5x_source(str(path), "t5x orbax", leaves)
 
 
+def saved_parameters(path: Path) -> dict[str, LazyArray]:
+    """What a `checkpoint_N` of gr_jax is decoded with, by name, in the layout that it lies in.
+
+    Raises:
+      UserError: not such a checkpoint, or a damaged one.
+    """
+    leaves = _read_item(path / STATE)
+    found = leaves_under("ema/", leaves) or leaves_under("params/", leaves)
+    if not found:
+        raise UserError(f"{path}: not a checkpoint of gr-jax, or damaged")
+    return found
+
+
 def _own(
     path: Path, item: Path, leaves: dict[str, LazyArray], parameters: Parameters
 ) -> ParameterSource:

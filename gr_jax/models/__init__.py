@@ -19,9 +19,9 @@ from gr_jax.models._inference import (
     encode_cross,
     output_log_norm,
     output_logits,
-    prepare_inference,
 )
 from gr_jax.models._losses import LossSums, cross_entropy_loss
+from gr_jax.models._prepare import ReadParameter, prepare_inference
 from gr_jax.models._variants import VARIANTS
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "LossSums",
     "Past",
     "Precision",
+    "ReadParameter",
     "T5Config",
     "count_parameters",
     "cross_entropy_loss",

@@ -1,8 +1,9 @@
 """T5 as the search wants it: weights fused and converted once, many beams per query.
 
 The training forward pass (`_t5.py`) is the definition; this is the same function of the same
-parameters, arranged for search. What beams share is never copied: the encoder's keys and values
-exist once per query, and the keys and values of a decoder step are written once and never moved.
+parameters, arranged for search (`_prepare.py`). What beams share is never copied: the encoder's
+keys and values exist once per query, and the keys and values of a decoder step are written once and
+never moved.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gr_jax.errors import UserError
 from gr_jax.models._config import T5Config
 from gr_jax.models._layers import MASKED, RMS_EPSILON, activation, relative_position_bucket
-from gr_jax.models._layout import unstack_layers
 
-Parameters = Any
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -139,109 +137,6 @@ class Past(NamedTuple):
     slots: Sequence[Array]
     ancestry: Int[Array, "b m t"]
     steps: np.ndarray | None = None
-
-
-def prepare_inference(
-    config: T5Config, parameters: Parameters, precision: Precision | None = None
-) -> InferenceWeights:
-    """Arranges a model's parameters for decoding; they may be sharded.
-
-    Args:
-      config: the model.
-      parameters: its float32 parameters, in either layout.
-      precision: of weights and activations. `int8` keeps all matrices as 8-bit integers with a
-        scale per output; token tables and activations are bfloat16 then. None takes
-        `config.dtype`. Norms, softmax and scores are float32 always.
-
-    Raises:
-      UserError: an unknown precision.
-    """
-    if precision is None:
-        precision = config.dtype  # pyright: ignore[reportAssignmentType]
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    return _prepare(parameters, config=config, precision=precision)  # pyright: ignore[reportArgumentType]
-
-
-@functools.partial(jax.jit, static_argnames=("config", "precision"))
-def _prepare(parameters: Parameters, *, config: T5Config, precision: Precision) -> InferenceWeights:
-    dtype = "bfloat16" if precision == "int8" else precision
-    config = dataclasses.replace(config, dtype=dtype)
-    parameters = unstack_layers(parameters)  # the search runs each layer by itself
-
-    def weight(kernel: Array) -> Weight:
-        """[..., inputs, outputs] -> [..., outputs, inputs]."""
-        w = jnp.swapaxes(kernel, -1, -2)
-        return _quantize(w) if precision == "int8" else w.astype(dtype)
-
-    def kernels(module: dict[str, Any], *names: str) -> Array:
-        """[len(names), inputs, outputs]."""
-        return jnp.stack([module[name]["kernel"] for name in names])
-
-    def own(module: dict[str, Any], norm: dict[str, Any]) -> SelfAttention:
-        qkv = weight(kernels(module, "query", "key", "value"))
-        return SelfAttention(norm["scale"], qkv, weight(module["out"]["kernel"]))
-
-    def mlp(layer: dict[str, Any]) -> FeedForward:
-        module = layer["mlp"]
-        wi = weight(kernels(module, *sorted(name for name in module if name.startswith("wi"))))
-        return FeedForward(layer["pre_mlp_layer_norm"]["scale"], wi, weight(module["wo"]["kernel"]))
-
-    def stack(name: str, table: Array, layers: list[Any]) -> Stack:
-        module = parameters[name]
-        owners = [module]
-        if config.relpos_per_layer:
-            owners = [module[f"layers_{i}"] for i in range(len(layers))]
-        biases = [owner["relpos_bias"]["rel_embedding"] for owner in owners]
-        none = jnp.zeros((0, config.num_heads, config.relpos_buckets))
-        return Stack(
-            table.astype(dtype),
-            tuple(layers),
-            module[f"{name}_norm"]["scale"],
-            jnp.stack(biases) if biases else none,
-        )
-
-    encoder, decoder, cross = [], [], []
-    for i in range(config.num_encoder_layers):
-        layer = parameters["encoder"][f"layers_{i}"]
-        encoder.append(
-            EncoderLayer(own(layer["attention"], layer["pre_attention_layer_norm"]), mlp(layer))
-        )
-    for i in range(config.num_decoder_layers):
-        layer = parameters["decoder"][f"layers_{i}"]
-        other = layer["encoder_decoder_attention"]
-        cross.append(kernels(other, "key", "value"))
-        decoder.append(
-            DecoderLayer(
-                own(layer["self_attention"], layer["pre_self_attention_layer_norm"]),
-                CrossAttention(
-                    layer["pre_cross_attention_layer_norm"]["scale"],
-                    weight(other["query"]["kernel"]),
-                    weight(other["out"]["kernel"]),
-                ),
-                mlp(layer),
-            )
-        )
-    shared = config.target_vocab_size is None
-    source = parameters["token_embedder"]["embedding"]
-    target = source if shared else parameters["target_embedder"]["embedding"]
-    if config.logits_via_embedding:
-        head = target.T / np.sqrt(config.emb_dim)
-    else:
-        head = parameters["decoder"]["logits_dense"]["kernel"]
-    return InferenceWeights(
-        config=config,
-        encoder=stack("encoder", source, encoder),
-        cross=weight(jnp.concatenate(cross)) if cross else jnp.zeros((0,), dtype),
-        decoder=stack("decoder", target, decoder),
-        head=weight(head),
-    )
-
-
-def _quantize(w: Float[Array, "*o i"]) -> Quantized:
-    scale = jnp.max(jnp.abs(w), axis=-1) / 127
-    scale = jnp.where(scale > 0, scale, 1)
-    return Quantized(jnp.round(w / scale[..., None]).astype(jnp.int8), scale)
 
 
 def _matmul(x: Float[Array, "*b i"], w: Weight, dtype: Any = None) -> Float[Array, "*b *o"]:

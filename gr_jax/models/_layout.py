@@ -37,6 +37,18 @@ def layer_name(name: str, layer: int) -> str | None:
     return f"{stack}/layers_{layer}/{rest}"
 
 
+def scanned_name(name: str) -> tuple[str, int]:
+    """`encoder/layers_3/mlp/wo/kernel` -> (`encoder/encoder/mlp/wo/kernel`, 3).
+
+    Raises:
+      KeyError: no layer has it.
+    """
+    if (place := split_name(name)) is None:
+        raise KeyError(name)
+    stack, layer, rest = place
+    return f"{stack}/{stack}/{rest}", layer
+
+
 def stack_leaves[T](leaves: Mapping[str, T], stack: Callable[[list[T]], T]) -> dict[str, T]:
     """The scanned layout of whatever has the names of the unscanned one.
 
@@ -47,11 +59,11 @@ def stack_leaves[T](leaves: Mapping[str, T], stack: Callable[[list[T]], T]) -> d
     scanned: dict[str, T] = {}
     layers: dict[str, dict[int, T]] = {}
     for name, leaf in leaves.items():
-        if (place := split_name(name)) is None:
+        if split_name(name) is None:
             scanned[name] = leaf
         else:
-            of, layer, rest = place
-            layers.setdefault(f"{of}/{of}/{rest}", {})[layer] = leaf
+            stacked, layer = scanned_name(name)
+            layers.setdefault(stacked, {})[layer] = leaf
     for name, found in layers.items():
         scanned[name] = stack([found[i] for i in range(len(found))])
     return scanned

@@ -119,7 +119,7 @@ def evaluate(
     workspace = Workspace(model_dir)
     output = local_path(output_dir) if output_dir else workspace.path
     step = workspace.step_of(checkpoint)
-    index = Index.load(workspace.path, step, on_this_host(config.partitioning))
+    index = open_index(workspace.path, step, config.search, config.partitioning)
     collection = load_collection(corpus, strict=strict)
     workspace.check(collection.corpus)
     if dry_run:
@@ -211,7 +211,7 @@ def evaluate_queries(
     output = local_path(run)
     if output.is_dir():
         raise UserError(f"{run}: is a directory; name the run file to write")
-    index = Index.load(model_dir, partitioner=on_this_host(config.partitioning))
+    index = open_index(model_dir, None, config.search, config.partitioning)
     asked = read_query_set(
         queries,
         qrels,
@@ -224,6 +224,18 @@ def evaluate_queries(
     write_run(output, ranked, "gr_jax")
     figures = evaluate_run(ranked, asked.qrels)
     return {"queries": len(asked), **figures, "certified": float(np.mean(found.exact))}
+
+
+def open_index(
+    model_dir: str | Path, step: int | None, search: SearchConfig, partitioning: Partitioning | None
+) -> Index:
+    """`Index.load` on this host's devices, ready to search.
+
+    Its weights are read now: a run that goes on may delete the checkpoint.
+    """
+    index = Index.load(model_dir, step, on_this_host(partitioning))
+    index.weights(search.precision)
+    return index
 
 
 def on_this_host(partitioning: Partitioning | None) -> Partitioner | None:

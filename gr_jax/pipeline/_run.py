@@ -20,12 +20,12 @@ from gr_jax.evaluation import Report, write_run
 from gr_jax.files import local_path
 from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
-from gr_jax.pipeline._evaluate import EvalConfig, evaluate, on_this_host
+from gr_jax.pipeline._evaluate import EvalConfig, evaluate, open_index
 from gr_jax.pipeline._initial import RANDOM_PARAMETERS, InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, check_inputs, prepare
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
-from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
+from gr_jax.serving import DEFAULT_SCORE, IndexSpec, SearchConfig
 from gr_jax.training import (
     Partitioner,
     Partitioning,
@@ -276,7 +276,7 @@ def infer(
     folder = local_path(output_dir) if output_dir else workspace.runs
     output = local_path(run) if run else folder / f"{name}.infer.run"
     step = workspace.step_of(checkpoint)
-    index = Index.load(workspace.path, step, on_this_host(partitioning))
+    index = open_index(workspace.path, step, config, partitioning)
     asked = list(read_queries(queries).values())
     if not asked:
         raise UserError(f"{queries}: holds no queries")

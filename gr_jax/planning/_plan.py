@@ -75,6 +75,7 @@ class Plan:
             "topology": self.topology.name,
             "shape": self.topology.shape_name,
             "num_slices": self.topology.slices,
+            "hosts": self.topology.hosts,
             "chips": self.topology.chips,
             "parameters": parameter_count(self.job.model),
             "settings": self.job.settings,
@@ -110,6 +111,11 @@ class Plan:
         chips = f"{t.chips} chip{'s' if t.chips > 1 else ''}{slices}"
         head = f"{self.job.name} on {t.name} ({chips}, {t.shape_name}): "
         settings = ", ".join(f"{k}={v}" for k, v in self.job.settings.items())
+        if isinstance(self.job, Search) and t.hosts > 1:
+            settings += (
+                f"\n  a program of all {t.hosts} hosts: gr_jax searches on the devices of one "
+                f"({t.host.name}) only"
+            )
         if self.roofline is None:
             said = f"needs {self.peak:.1f} of {t.chip.memory_gib:g} GiB"
             if self.instead is not None:
@@ -182,6 +188,7 @@ def smallest(
     *,
     tries: int = 0,
     log: Log = lambda _: None,
+    used: Callable[[Topology], Topology] = lambda topology: topology,
 ) -> Plan:
     """The plan for the smallest slice of a generation that holds a job.
 
@@ -190,12 +197,13 @@ def smallest(
       generation: `v5e` for instance.
       tries: see `make_plan`.
       log: told what is compiled.
+      used: what of a slice the job runs on.
 
     Raises:
       UserError: no slice holds it.
     """
     last = "nothing could be compiled"
-    for topology in slices_of(generation):
+    for topology in dict.fromkeys(map(used, slices_of(generation))):
         job = job_of(topology)
         if isinstance(job, Training) and not _may_hold(job, topology):
             log(f"{topology.name}: parameters and gradients alone are larger")

@@ -25,7 +25,6 @@ from gr_jax.models import (
     recomputation_flops,
     training_flops,
 )
-from gr_jax.models._inference import _prepare
 from gr_jax.training import Partitioner, Partitioning, TrainConfig
 from gr_jax.training._step import abstract_state, train_step
 
@@ -249,8 +248,8 @@ def search_weights(config: T5Config, partitioner: Partitioner, precision: Precis
         parameters(one),
         partitioner.parameters(one),
     )
-    prepared = _prepare.lower(sharded, config=one, precision=precision).compile()
-    shardings = prepared.output_shardings
+    prepare = jax.jit(lambda parameters: prepare_inference(one, parameters, precision))
+    shardings = prepare.lower(sharded).compile().output_shardings
     encoder, decoder = shardings.encoder, shardings.decoder
     shardings = dataclasses.replace(
         shardings,

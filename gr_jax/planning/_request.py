@@ -14,13 +14,14 @@ from gr_jax.decoding import Trie, TrieShape
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
-from gr_jax.pipeline import Workspace, rounded_up
+from gr_jax.pipeline import EvalConfig, Workspace, rounded_up
 from gr_jax.pipeline import run as run_pipeline
 from gr_jax.planning._plan import Job, Log, Plan, make_plan, smallest
 from gr_jax.planning._programs import Search, Training, random_docids
 from gr_jax.planning._suggest import suggest_search, suggest_training
 from gr_jax.planning._topologies import Topology, parse_topology, slices_of
 from gr_jax.serving import IndexSpec
+from gr_jax.training import Partitioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +92,26 @@ def answer(request: Request, log: Log = lambda _: None) -> list[Plan]:
         request.hlo.mkdir(parents=True, exist_ok=True)
     plans = []
     for program in request.programs:
-        job_of = source.training if program == "train" else source.search
+        job_of, used = source.training, _whole
+        if program == "search":
+            job_of, used = source.search, source.searched
         if request.generation is not None:
             slices_of(request.generation)  # a wrong name is refused before anything else
-            plans.append(smallest(job_of, request.generation, tries=request.tries, log=log))
+            plans.append(
+                smallest(job_of, request.generation, tries=request.tries, log=log, used=used)
+            )
             continue
         assert request.topology is not None
-        topology = parse_topology(request.topology, request.num_slices)
+        asked = parse_topology(request.topology, request.num_slices)
+        if (topology := used(asked)) != asked:
+            log(f"evaluation uses {topology.name} of {asked.name} (EvalConfig.partitioning)")
         hlo = request.hlo and request.hlo / f"{program}.hlo"
         plans.append(make_plan(job_of(topology), topology, tries=request.tries, log=log, hlo=hlo))
     return plans
+
+
+def _whole(topology: Topology) -> Topology:
+    return topology
 
 
 class _Named:
@@ -127,6 +138,10 @@ class _Named:
         r = self.request
         return suggest_search(self.model, topology, self.trie, queries=r.queries, beam=r.beam)
 
+    def searched(self, topology: Topology) -> Topology:
+        """A slice as it is asked for: `Plan` says where that is more than one host."""
+        return topology
+
 
 class _Gin:
     """A run's own configuration."""
@@ -134,8 +149,9 @@ class _Gin:
     def __init__(self, request: Request):
         self.request = request
         _parse(request)
-        bound = _bound(("data", "model", "trainer"))
+        bound = _bound(("data", "model", "trainer", "evaluation"))
         self.data, self.trainer = bound["data"], bound["trainer"]
+        self.evaluation: EvalConfig = bound["evaluation"]
         known = _prepared(_bound(("model_dir",), required=False).get("model_dir"))
         if known is not None:
             self.model, self.trie = known
@@ -159,18 +175,23 @@ class _Gin:
         )
 
     def search(self, topology: Topology) -> Job:
-        r = self.request
-        shards = topology.device_count // self.trainer.partitioning.model_parallel
-        # as the trained parameters lie
+        r, e = self.request, self.evaluation
+        partitioning = e.partitioning or Partitioning()
+        shards = max(topology.device_count // partitioning.model_parallel, 1)
         return Search(
             self.model,
             self.trie,
-            queries=-(-r.queries // max(shards, 1)) * max(shards, 1),
+            queries=-(-r.queries // shards) * shards,
             input_length=r.input_length or self.data.input_length,
             beam=r.beam,
-            precision=self.model.dtype,  # pyright: ignore[reportArgumentType]
-            partitioning=self.trainer.partitioning,
+            score=e.score,
+            precision=e.precision or self.model.dtype,  # pyright: ignore[reportArgumentType]
+            partitioning=partitioning,
         )
+
+    def searched(self, topology: Topology) -> Topology:
+        """What evaluation uses of a slice: one host's devices, or one of them."""
+        return topology.one_chip if self.evaluation.partitioning is None else topology.host
 
 
 def _parse(request: Request) -> None:

@@ -89,6 +89,9 @@ _CUBES = {n: shape for n, shape in zip(
 )}  # fmt: skip
 
 
+_HOST_CHIPS = 4  # of a machine in a slice of several; a flat slice of 8 also comes as one machine
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """A slice of TPU chips, or several slices of one kind.
@@ -117,6 +120,25 @@ class Topology:
     def devices_per_slice(self) -> int:
         """As JAX counts them."""
         return math.prod(self.shape) * self.chip.devices
+
+    @property
+    def hosts(self) -> int:
+        """Machines of all slices: v5e-8 and v6e-8 are one, of 8 chips."""
+        most = 2 * _HOST_CHIPS if self.chip.dimensions == 2 else _HOST_CHIPS
+        chips = math.prod(self.shape)
+        return self.slices * (1 if chips <= most else -(-chips // _HOST_CHIPS))
+
+    @property
+    def host(self) -> Topology:
+        """One machine of it."""
+        if self.hosts == 1:
+            return self
+        return Topology(self.chip, (2, 2, 1)[: self.chip.dimensions])
+
+    @property
+    def one_chip(self) -> Topology:
+        """One chip of it."""
+        return Topology(self.chip, (1,) * self.chip.dimensions)
 
     @property
     def shape_name(self) -> str:

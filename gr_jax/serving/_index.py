@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
@@ -24,10 +24,12 @@ from gr_jax.models import (
     Precision,
     T5Config,
     count_parameters,
-    prepare_inference,
+    init_parameters,
 )
 from gr_jax.serving._config import SearchConfig
-from gr_jax.training import Partitioner, load_eval_parameters
+from gr_jax.serving._memory import device_memory
+from gr_jax.serving._parameters import SavedParameters
+from gr_jax.training import Partitioner, find_eval_checkpoint
 
 _ONE_QUERY = SearchConfig(beam=20)  # what a person who waits for ten documents wants
 
@@ -95,16 +97,17 @@ class Index:
         spec: IndexSpec,
         docid_map: DocidMap,
         tokenizer: Tokenizer,
-        parameters: Any,
+        prepare: Callable[[Precision], InferenceWeights],
         step: int,
         corpus_file: Path,
+        devices: int = 1,
     ):
-        """See `load`."""
+        """See `load`; `prepare` makes the model's weights, on so many devices."""
         self.spec = spec
         self.docid_map = docid_map
         self.tokenizer = tokenizer
-        self.parameters = parameters
         self.step = step
+        self._prepare, self._devices = prepare, devices
         self._corpus_file = corpus_file
 
     @classmethod
@@ -114,7 +117,10 @@ class Index:
         step: int | None = None,
         partitioner: Partitioner | None = None,
     ) -> Self:
-        """Loads the checkpoint of `step`, or the newest, of `model_dir`.
+        """Opens the checkpoint of `step`, or the newest, of `model_dir`.
+
+        Its parameters are read when a search first wants them in its precision, array by array, and
+        only the weights of that precision are kept. `weights` reads them at once.
 
         Args:
           model_dir: of a trained index.
@@ -133,15 +139,15 @@ class Index:
                 f"{path}: its docids ({docid_map.fingerprint[:12]}) are not those that the model "
                 f"was trained on ({spec.docid_fingerprint[:12]})"
             )
-        shardings = partitioner and partitioner.parameters(spec.model)
-        parameters, step = load_eval_parameters(path, spec.docid_fingerprint, step, shardings)
+        checkpoint, step = find_eval_checkpoint(path, spec.docid_fingerprint, step)
         return cls(
             spec,
             docid_map,
             load_tokenizer(path / "vocabulary" / "sentencepiece.model", words_only=spec.words_only),
-            parameters,
+            SavedParameters(checkpoint, spec.model, partitioner).weights,
             step,
             path / "corpus" / "corpus.jsonl",
+            1 if partitioner is None else partitioner.mesh.size,
         )
 
     @functools.cached_property
@@ -151,7 +157,9 @@ class Index:
     @property
     def parameter_count(self) -> int:
         """Number of scalars of the model."""
-        return count_parameters(self.parameters)
+        return count_parameters(
+            jax.eval_shape(lambda: init_parameters(self.spec.model, jax.random.key(0)))
+        )
 
     def nbytes(self, precision: Precision | None = None) -> int:
         """Bytes of what answers queries: weights, trie and vocabulary."""
@@ -164,8 +172,13 @@ class Index:
         return jax.device_put(Trie.from_docid_map(self.docid_map))
 
     def weights(self, precision: Precision | None = None) -> InferenceWeights:
-        """The model, arranged for search; None for the precision that it was trained in."""
-        return self._weights(self.precision(precision))
+        """The model, arranged for search; None for the precision that it was trained in.
+
+        Raises:
+          UserError: the checkpoint is damaged or has gone, or the devices' memory is too small.
+        """
+        with device_memory(self._devices):
+            return self._weights(self.precision(precision))
 
     def precision(self, precision: Precision | None = None) -> Precision:
         """`precision`, or the one that the model was trained in."""
@@ -173,7 +186,7 @@ class Index:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - an index lives as long as its process
     def _weights(self, precision: Precision) -> InferenceWeights:
-        return prepare_inference(self.spec.model, self.parameters, precision)
+        return self._prepare(precision)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - an index lives as long as its process
     def searcher(self, config: SearchConfig, k: int) -> BeamSearch:
@@ -208,16 +221,17 @@ class Index:
             `children`, log-probabilities are relative to these.
 
         Raises:
-          UserError: `k` is below 1, or a document of `only` is not in the index.
+          UserError: `k` is below 1, a document of `only` is not in the index, or see `weights`.
         """
         if k < 1:
             raise UserError(f"k is {k}: at least 1 document is needed")
-        return self.searcher(config, k).search(
-            self.tokens(queries),
-            subset=None if only is None else self.trie.subset(self._rows(only)),
-            exact=config.exact,
-            most_beam=config.most_beam,
-        )
+        with device_memory(self._devices):
+            return self.searcher(config, k).search(
+                self.tokens(queries),
+                subset=None if only is None else self.trie.subset(self._rows(only)),
+                exact=config.exact,
+                most_beam=config.most_beam,
+            )
 
     def _rows(self, doc_ids: Iterable[str]) -> np.ndarray:
         doc_ids = [doc_ids] if isinstance(doc_ids, str) else list(doc_ids)  # not its characters
@@ -230,7 +244,8 @@ class Index:
     def score_documents(self, queries: Sequence[str], config: SearchConfig) -> np.ndarray:
         """Log-probabilities of every document, by row of `docid_map` [queries, documents]."""
         weights = self.weights(config.precision)
-        return score_all(weights, self.docid_map, self.tokens(queries), config.score)
+        with device_memory(self._devices):
+            return score_all(weights, self.docid_map, self.tokens(queries), config.score)
 
     def find_exactly(self, queries: Sequence[str], *, k: int, config: SearchConfig) -> SearchResult:
         """Like `find`, by scoring every document; the beams of `config` do not matter."""

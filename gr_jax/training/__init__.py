@@ -9,6 +9,7 @@ from gr_jax.training._adafactor import (
 from gr_jax.training._checkpoints import (
     Checkpoints,
     RunIdentity,
+    find_eval_checkpoint,
     load_eval_parameters,
     model_settings,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "adafactor_state_from_t5x",
     "adafactor_state_to_t5x",
     "describe_goodput",
+    "find_eval_checkpoint",
     "init_state",
     "load_eval_parameters",
     "logical_axis_rules",

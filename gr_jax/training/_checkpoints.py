@@ -163,8 +163,8 @@ class Checkpoints:
             )
             return restored["state"]
 
-    def restore_eval_parameters(self, step: int, shardings: Any = None) -> Any:
-        """`TrainState.eval_params` of a checkpoint, on the default device or as `shardings` say.
+    def restore_eval_parameters(self, step: int) -> Any:
+        """`TrainState.eval_params` of a checkpoint, on the default device.
 
         Raises:
           UserError: the checkpoint is damaged.
@@ -177,13 +177,10 @@ class Checkpoints:
         with damage(path, "the checkpoint is damaged"), reader as checkpointer:
             tree = checkpointer.metadata(path / "state").item_metadata.tree
             name = "params" if tree["ema"] is None else "ema"
-            if shardings is None:
-                device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                shardings = jax.tree.map(lambda _: device, tree[name])
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             wanted = jax.tree.map(
-                lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
                 {name: tree[name]},
-                {name: shardings},
             )
             restored = checkpointer.restore(
                 path / "state",
@@ -246,18 +243,33 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
 
 
 def load_eval_parameters(
-    model_dir: Path, docid_fingerprint: str, step: int | None = None, shardings: Any = None
+    model_dir: Path, docid_fingerprint: str, step: int | None = None
 ) -> tuple[Any, int]:
-    """The parameters to decode with, from a checkpoint of `model_dir`.
+    """The parameters to decode with, whole and on the default device; `Index` reads parts of them.
+
+    Returns:
+      The parameter tree and its step.
+
+    Raises:
+      UserError: as `find_eval_checkpoint`.
+    """
+    _, step = find_eval_checkpoint(model_dir, docid_fingerprint, step)
+    checkpoints = Checkpoints(model_dir, read_only=True)
+    try:
+        return checkpoints.restore_eval_parameters(step), step
+    finally:
+        checkpoints.close()
+
+
+def find_eval_checkpoint(
+    model_dir: Path, docid_fingerprint: str, step: int | None = None
+) -> tuple[Path, int]:
+    """The checkpoint of `model_dir` to decode with, and its step.
 
     Args:
       model_dir: the model directory.
       docid_fingerprint: of the `DocidMap` that will be decoded.
       step: of the checkpoint; None for the newest.
-      shardings: of every parameter, on this process's devices; None for the default device.
-
-    Returns:
-      The parameter tree and its step.
 
     Raises:
       UserError: no checkpoint, a damaged one, or one trained on other docids.
@@ -282,6 +294,6 @@ def load_eval_parameters(
                 f"{path}: trained on docids {identity.docid_fingerprint[:12]}, the directory has "
                 f"{docid_fingerprint[:12]}; restore the docid map that belongs to it"
             )
-        return checkpoints.restore_eval_parameters(step, shardings), step
+        return path, step
     finally:
         checkpoints.close()

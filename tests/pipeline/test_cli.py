@@ -12,12 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
 from gr_jax.cli import main
 from gr_jax.docids import DocidMap
 from gr_jax.pipeline import Workspace
+from gr_jax.serving._parameters import SavedParameters
 from tests.conftest import write_beir
 from tests.pipeline.tiny import BINDINGS
 
@@ -89,6 +91,17 @@ def test_search_json(model_dir, capsys):
     assert [r["rank"] for r in results] == [1, 2, 3]
     assert all(set(r) == {"rank", "doc_id", "title", "score", "docid"} for r in results)
     assert all(re.fullmatch(r"\d+(-\d+)*", r["docid"]) for r in results)
+
+
+def test_a_model_that_does_not_fit_is_one_line(model_dir, beir, capsys, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 21 GiB")
+
+    monkeypatch.setattr(SavedParameters, "weights", full)
+    queries = [f"--queries={beir / 'queries.jsonl'}", f"--qrels={beir / 'qrels' / 'test.tsv'}"]
+    for verb, *rest in (("search", "soup"), ("eval", *queries, "--run=none.run")):
+        line = error_of(capsys, verb, f"--model_dir={model_dir}", *rest)
+        assert "EvalConfig.partitioning=@training.Partitioning()" in line
 
 
 def test_exposure(model_dir, capsys, tmp_path):

@@ -74,7 +74,7 @@ def test_answers_of_a_model_spread_over_devices_are_those_of_one(trained):
     model_dir, _ = trained
     split = training.Partitioning(model_parallel=2, parameter_partitions=2)
     spread = Index.load(model_dir, partitioner=training.Partitioner.make(split))
-    table = spread.parameters["target_embedder"]["embedding"]
+    table = spread.weights().decoder.embedding
     assert {s.data.nbytes for s in table.addressable_shards} == {table.nbytes // 8}
     one, config = Index.load(model_dir), SearchConfig(beam=8, score="full")
     texts = [f"what is musicmark{i}" for i in range(5)]

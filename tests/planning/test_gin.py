@@ -3,8 +3,9 @@
 import pytest
 
 from gr_jax.errors import UserError
+from gr_jax.planning import _request as request_module
 from gr_jax.planning import parse_topology
-from gr_jax.planning._request import Request, _Gin
+from gr_jax.planning._request import Request, _Gin, answer
 
 TINY = ("gin/runs/beir.gin", "gin/models/t5_1_1_tiny.gin")
 
@@ -25,6 +26,38 @@ def test_a_runs_configuration_needs_no_corpus():
     assert job.model.target_vocab_size == 128  # 2 * 32 + 2, rounded up
     assert job.model.vocab_size % 128 == 0
     assert source.search(parse_topology("v5e-8")).settings["queries"] == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "one_host", "one_chip"),
+    [("v5e-8", "v5e-8", "v5e-1"), ("v5e-256", "v5e-4", "v5e-1"), ("v5p-16", "v5p-8", "v5p:1x1x1")],
+)
+def test_a_search_is_planned_where_evaluation_searches(asked, one_host, one_chip):
+    """As `EvalConfig` says it, whatever training does: on one device, or over those of a host."""
+    bindings = ("training.Partitioning.model_parallel = 4", "EvalConfig.precision = 'int8'")
+    spread = "EvalConfig.partitioning = @training.Partitioning()"
+    topology = parse_topology(asked)
+    for more, used, model_parallel in (((), one_chip, 1), ((spread,), one_host, 4)):
+        source = _Gin(Request(topology=asked, gin_files=TINY, gin_bindings=(*bindings, *more)))
+        assert source.trainer.partitioning.model_parallel == 4
+        assert source.searched(topology).name == used
+        job = source.search(source.searched(topology))
+        assert job.settings["model_parallel"] == model_parallel
+        assert job.settings["precision"] == "int8"
+
+
+def test_what_is_planned_and_for_what_is_said(monkeypatch):
+    planned, lines = [], []
+    monkeypatch.setattr(
+        request_module, "make_plan", lambda job, topology, **_: planned.append((job, topology))
+    )
+    request = Request(topology="v5e-256", gin_files=TINY, programs=("search", "train"))
+    answer(request, log=lines.append)
+    assert [(job.name, topology.name) for job, topology in planned] == [
+        ("search", "v5e-1"),
+        ("train", "v5e-256"),
+    ]
+    assert lines == ["evaluation uses v5e-1 of v5e-256 (EvalConfig.partitioning)"]
 
 
 def test_flags_win_over_gin():

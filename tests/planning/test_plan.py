@@ -116,6 +116,27 @@ def test_the_smallest_slice_that_holds_it(no_compiler):
         smallest(lambda _: Training(MODEL, TrainConfig()), "v6e")
 
 
+def test_the_smallest_of_what_a_job_uses(no_compiler):
+    """Each once: the hosts of most slices are alike."""
+    tried = no_compiler(lambda *_: False)
+    with pytest.raises(UserError, match="no slice of v5e holds it: v5e-8 would need"):
+        smallest(lambda _: Search(MODEL, TRIE), "v5e", used=lambda topology: topology.host)
+    assert len(tried) == 3
+
+
+def test_a_search_of_several_hosts_is_called_one(no_compiler):
+    no_compiler(lambda *_: True)
+    for job, name, hosts in (
+        (Search(MODEL, TRIE), "v5p-16", 2),
+        (Search(MODEL, TRIE), "v5e-8", 1),
+        (Training(MODEL, TrainConfig()), "v5e-16", 4),
+    ):
+        plan = make_plan(job, parse_topology(name))
+        assert plan.record()["hosts"] == hosts
+        said = "all 2 hosts: gr_jax searches on the devices of one (v5p-8) only" in plan.text()
+        assert said == (name == "v5p-16")
+
+
 def test_slices_whose_memory_the_parameters_fill_are_not_compiled_for(no_compiler):
     tried = no_compiler(lambda *_: True)
     model = T5Config.from_name("t5_1_1_xxl", target_vocab_size=2176)

@@ -85,3 +85,21 @@ def test_a_link_is_a_share_of_what_cloud_states_for_a_chip():
     assert chip.link_bandwidth * 4 * 2 == 400e9
     chip = parse_topology("v5p-8").chip
     assert chip.link_bandwidth * 6 * 2 == 1200e9
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "host"),
+    [
+        ("v5e-1", 1, "v5e-1"),
+        ("v5e-8", 1, "v5e-8"),
+        ("v6e-16", 4, "v6e-4"),
+        ("v5e-256", 64, "v5e-4"),
+        ("v5p-8", 1, "v5p-8"),
+        ("v4-16", 2, "v4-8"),
+        ("tpu7x-16", 2, "tpu7x-8"),
+    ],
+)
+def test_a_slice_is_made_of_hosts(name, hosts, host):
+    topology = parse_topology(name)
+    assert (topology.hosts, topology.host.name, topology.host.hosts) == (hosts, host, 1)
+    assert parse_topology(name, 2).hosts == 2 * hosts and topology.one_chip.chips == 1

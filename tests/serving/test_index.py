@@ -11,11 +11,12 @@ import pytest
 
 from gr_jax.corpus import read_corpus
 from gr_jax.data import load_tokenizer, train_tokenizer
-from gr_jax.decoding import SearchResult, Trie
+from gr_jax.decoding import BeamSearch, SearchResult, Trie
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
-from gr_jax.models import T5Config, init_parameters
+from gr_jax.models import T5Config, init_parameters, prepare_inference
 from gr_jax.serving import DEFAULT_SCORE, Index, IndexSpec, SearchConfig
+from gr_jax.serving import _index as index_module
 
 QUERIES = ["which musicmark3 chord", "sailing tide", "soup", "comet orbit telescope", "", "deck"]
 LEVELS = (6, 4, 4)
@@ -46,7 +47,8 @@ def make_index(beir: Path, folder: Path, scale: float = 2.0) -> Index:
     # larger weights than a fresh model's: scores that are far apart
     parameters = jax.tree.map(lambda x: x * scale, init_parameters(model, jax.random.key(0)))
     spec = IndexSpec(model, docid_map.fingerprint, True, 32, 0, "")
-    return Index(spec, docid_map, tokenizer, parameters, 0, beir / "corpus.jsonl")
+    prepare = functools.partial(prepare_inference, model, parameters)
+    return Index(spec, docid_map, tokenizer, prepare, 0, beir / "corpus.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +213,41 @@ def test_latency_is_that_of_the_search(index, monkeypatch, exactly):
     name = "find_exactly" if exactly else "find"
     assert asked == [(name, [query], 5, config) for query in QUERIES[:3] * 2]
     assert index.latency([], k=5, config=config) == 0.0
+
+
+FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes.\n[allocator]"
+
+
+def full(*_, **__):
+    """What JAX does where a device's memory is full."""
+    raise jax.errors.JaxRuntimeError(FULL)
+
+
+@pytest.mark.parametrize("where", ["weights", "search", "oracle"])
+def test_a_full_device_is_a_line_with_the_mend(beir, tmp_path, monkeypatch, where):
+    index = make_index(beir, tmp_path)
+    if where == "weights":
+        monkeypatch.setattr(index, "_prepare", full)
+    monkeypatch.setattr(BeamSearch, "search", full if where == "search" else BeamSearch.search)
+    monkeypatch.setattr(index_module, "score_all", full)
+    find = index.find_exactly if where == "oracle" else index.find
+    with pytest.raises(UserError) as error:
+        find(QUERIES, k=3, config=WIDE)
+    message = str(error.value)
+    assert "do not fit on one device (RESOURCE_EXHAUSTED: Out of memory while trying" in message
+    assert "EvalConfig.partitioning=@training.Partitioning()" in message and "\n" not in message
+
+
+def test_devices_that_share_a_model_may_be_full_too(beir, tmp_path, monkeypatch):
+    index = make_index(beir, tmp_path)
+    monkeypatch.setattr(index, "_devices", 8)
+    monkeypatch.setattr(index, "_prepare", full)
+    with pytest.raises(UserError, match=r"over 8 devices .*: Partitioning\.model_parallel says"):
+        index.weights()
+
+    def broken(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(index, "_prepare", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        index.weights()
