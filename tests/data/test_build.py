@@ -185,7 +185,7 @@ def copies(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.suffix != ".lock"]
 
 
-# A process of its own that copies: says so of each file, and waits to be killed where it is told to.
+# A process that copies: it says so of each file, and waits to be killed where it is told to.
 COPIER = """
 import shutil, signal, sys, time
 from pathlib import Path
