@@ -14,8 +14,8 @@
 # Flags: --image_family and --image_project=ubuntu-os-accelerator-images (gcloud compute
 # images list --project=ubuntu-os-accelerator-images names the families); --spot; --reservation=NAME;
 # --service_account; --network; --subnetwork; --boot_disk=200GB; --iap (ssh through it);
-# --setup, --env=NAME=VALUE, --install, --max_crashes: see run_worker.sh; --max_restarts=10 of lost
-# connections and crashed runs; --delete_after, when the run is done or has failed for a user's
+# --setup, --env=NAME=VALUE, --install, --max_crashes: see run_worker.sh; --max_restarts=10 of crashed
+# runs, lost connections and other failures of the cloud; --delete_after, when the run is done or has failed for a user's
 # mistake; --poll_seconds=30; --dry_run, which writes INSTANCE for names that the cloud will give.
 set -euo pipefail
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -61,8 +61,12 @@ missing() {
     run "${question[@]}"
     return
   fi
-  answer=$("${question[@]}") || exit 1
+  ask "${question[@]}"
   [[ ! $answer ]]
+}
+
+group_missing() {
+  missing "${groups[@]}" list "--zones=$zone"
 }
 
 make_template() {
@@ -96,7 +100,7 @@ ask_instances() {
     instances=(INSTANCE)
     return
   fi
-  answer=$("${question[@]}") || return 1
+  ask "${question[@]}"
   while read -r instance status; do
     [[ $instance ]] && instances+=("$instance")
     [[ $status == RUNNING ]] && running=$((running + 1))
@@ -105,26 +109,29 @@ ask_instances() {
 }
 
 make_workers() {
-  local instance
   if ((vms > 1)) && missing "${policies[@]}" list "--regions=$region"; then
     run "${policies[@]}" create workload-policy "$name" --type=HIGH_THROUGHPUT \
-      "--accelerator-topology=$topology" "--region=$region" "--project=$project" --quiet
+      "--accelerator-topology=$topology" "--region=$region" "--project=$project" --quiet || return
   fi
   if missing "${templates[@]}" list; then
-    make_template
+    make_template || return
   fi
-  if missing "${groups[@]}" list "--zones=$zone"; then
-    make_group
+  if group_missing; then
+    make_group || return
   fi
+  asked=true
   run "${groups[@]}" wait-until "$name" --stable "${place[@]}"
+}
+
+copy_checkout() {
+  local instance
   if ! ask_instances; then
     note "not every instance of $name runs"
-    instances=()
-    return
+    return 1
   fi
-  pack_checkout "$archive"
+  pack_checkout "$archive" || return
   for instance in "${instances[@]}"; do
-    run gcloud compute scp "$archive" "$instance:gr_jax.tar.gz" "${connection[@]}" --quiet
+    run gcloud compute scp "$archive" "$instance:gr_jax.tar.gz" "${connection[@]}" --quiet || return
   done
 }
 
@@ -154,8 +161,14 @@ run_on_workers() {
   return "$worst"
 }
 
-workers_alive() {
-  ask_instances
+ask_workers() {
+  if group_missing; then
+    workers=deleted # a preempted slice leaves its group
+  elif ask_instances; then
+    workers=alive
+  else
+    workers=preempted
+  fi
 }
 
 # What a preempted slice needs: its template and policy can stay.

@@ -8,6 +8,7 @@
 
 dry_run=""
 command=()
+asked=""
 
 # fail LINE: a user's mistake. 2 is what every gr_jax command exits with then; nothing restarts it.
 fail() {
@@ -196,39 +197,83 @@ worker_command() {
   quoted "${words[@]}"
 }
 
+# ask WORDS...: sets `answer` to what the command prints. Once the cloud has answered at all, which
+# the script notes in `asked`, one that cannot be reached is waited for: what it refuses at first is a
+# user's mistake, the project or a permission.
+ask() {
+  # shellcheck disable=SC2034 # for who asks
+  until answer=$("$@"); do
+    [[ $asked ]] || exit 1
+    sleep "$poll_seconds"
+  done
+}
+
+_start() {
+  copy_checkout || return 255
+  run_on_workers "$(worker_command run)"
+}
+
+_delete_when_done() {
+  local failures=0
+  until delete_workers; do
+    ask_workers
+    [[ $workers == deleted ]] && return # by the call whose answer was lost
+    failures=$((failures + 1))
+    if ((failures > max_restarts)); then
+      note "$name could not be deleted; it is still there and costs money"
+      return 1
+    fi
+    sleep "$poll_seconds"
+  done
+}
+
 # run_until_done: runs the command on the workers; makes them again when they were preempted and
 # runs it again when the connection was lost. A script that calls it defines
 #   make_workers    makes them where they are missing, and waits until they can be used
+#   copy_checkout   gives them the archive
 #   run_on_workers  runs a shell command on all of them; status: the command's, or ssh's 255
-#   workers_alive   fails when they were preempted
+#   ask_workers     sets `workers`: alive, preempted, or deleted, which nobody but a person does
 #   delete_workers
+# What fails of these counts as a lost connection. bash has no `set -e` in what is called here, so
+# each of their steps has to say `|| return`.
 run_until_done() {
-  local status failures=0
+  local status workers failures=0
+  trap 'exit 130' INT # gcloud may end Ctrl-C with a status that looks like a lost connection
   while true; do
-    make_workers
     status=0
-    run_on_workers "$(worker_command run)" || status=$?
-    [[ $dry_run || $status == 0 || $status == 2 ]] && break
-    sleep "$poll_seconds" # a connection ends some time before the cloud says why
-    if ! workers_alive; then
-      note "$name was preempted: making it again, the run goes on where it was"
-      delete_workers
-      failures=0
-      continue
+    workers=unknown
+    if make_workers; then
+      _start || status=$?
+      [[ $dry_run || $status == 0 || $status == 2 ]] && break
+      sleep "$poll_seconds" # a connection ends some time before the cloud says why
+      ask_workers
+    else
+      status=255
+      sleep "$poll_seconds"
     fi
-    if [[ $status == 130 ]]; then
+    if [[ $workers == deleted ]]; then
+      note "$name was deleted: the run ends with it"
+      break
+    fi
+    if [[ $workers == preempted ]]; then
+      note "$name was preempted: making it again, the run goes on where it was"
+      if delete_workers; then
+        failures=0
+        continue
+      fi
+    elif [[ $status == 130 ]]; then
       note "stopped; the same command goes on from there"
       break
     fi
     failures=$((failures + 1))
     if ((failures > max_restarts)); then
-      note "status $status after $max_restarts restarts: giving up; $name is still there and costs money"
+      note "status $status after $max_restarts restarts: giving up; what there is of $name costs money"
       break
     fi
     note "status $status: again ($failures of $max_restarts)"
   done
   if [[ $delete_after && ($dry_run || $status == 0 || $status == 2) ]]; then
-    delete_workers
+    _delete_when_done
   fi
   return "$status"
 }

@@ -16,8 +16,8 @@
 #
 # Flags: --project; --slices=1, more for multislice; --spot; --reserved; --runtime_version (by
 # --type); --service_account; --network; --subnetwork; --internal_ips, --iap (ssh through it);
-# --setup, --env=NAME=VALUE, --install, --max_crashes: see run_worker.sh; --max_restarts=10 of lost
-# connections and crashed runs; --delete_after, when the run is done or has failed for a user's
+# --setup, --env=NAME=VALUE, --install, --max_crashes: see run_worker.sh; --max_restarts=10 of crashed
+# runs, lost connections and other failures of the cloud; --delete_after, when the run is done or has failed for a user's
 # mistake; --poll_seconds=30; --dry_run.
 set -euo pipefail
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -49,7 +49,6 @@ internal_ips=""
 iap=""
 delete_after=""
 
-asked=""
 tpus=(gcloud compute tpus queued-resources)
 
 make_request() {
@@ -70,23 +69,28 @@ make_request() {
   run "${request[@]}" --quiet
 }
 
-# Sets `state`: of the queued resource, empty where there is none. The first question has to be
-# answered; after that a cloud that cannot be reached is waited for.
+# Prints the state of the queued resource, nothing where there is none.
+describe() {
+  local said
+  if said=$(run "${tpus[@]}" describe "$name" "${place[@]}" '--format=value(state.state)' 2>&1); then
+    printf '%s\n' "${said##*$'\n'}" # gcloud may warn of something before
+  elif [[ $said != *NOT_FOUND* ]]; then
+    note "$said"
+    return 1
+  fi
+}
+
+# Sets `state`.
 ask_state() {
-  local question=("${tpus[@]}" describe "$name" "${place[@]}" '--format=value(state.state)') answer
+  local answer
   state=""
   if [[ $dry_run ]]; then
-    run "${question[@]}"
+    describe
     return
   fi
-  until answer=$("${question[@]}" 2>&1); do
-    [[ $answer == *NOT_FOUND* ]] && break
-    note "$answer"
-    [[ $asked ]] || exit 1
-    sleep "$poll_seconds"
-  done
+  ask describe
   asked=true
-  [[ $answer == *NOT_FOUND* ]] || state=${answer##*$'\n'} # gcloud may warn of something before
+  state=$answer
 }
 
 make_workers() {
@@ -94,12 +98,12 @@ make_workers() {
   ask_state
   while [[ $state != ACTIVE ]]; do
     case $state in
-      "") make_request ;;
+      "") make_request || return ;;
       FAILED)
         note "$name could not be made: quota, zone or type? gcloud compute tpus queued-resources describe $name has the reason"
         exit 1
         ;;
-      SUSPENDED) delete_workers ;;
+      SUSPENDED) delete_workers || return ;;
     esac
     [[ $dry_run ]] && break
     sleep "$poll_seconds"
@@ -109,7 +113,10 @@ make_workers() {
       said=$state
     fi
   done
-  pack_checkout "$archive"
+}
+
+copy_checkout() {
+  pack_checkout "$archive" || return
   run "${tpus[@]}" scp "$archive" "$name:gr_jax.tar.gz" "${all_workers[@]}" "${place[@]}" --quiet
 }
 
@@ -117,9 +124,13 @@ run_on_workers() {
   run "${tpus[@]}" ssh "$name" "${all_workers[@]}" "${place[@]}" --quiet "--command=$1"
 }
 
-workers_alive() {
+ask_workers() {
   ask_state
-  [[ $state == ACTIVE ]]
+  case $state in
+    ACTIVE) workers=alive ;;
+    "" | DELETING) workers=deleted ;; # a preempted one stays, SUSPENDED
+    *) workers=preempted ;;
+  esac
 }
 
 delete_workers() {

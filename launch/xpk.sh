@@ -49,6 +49,9 @@ main() {
   text="exec $(quoted "${command[@]}")"
   [[ $text != *$'\n'* ]] || fail "the command has a line break, which xpk cannot pass on"
   text=$(for_kubernetes "$text")
+  # To the statuses given here xpk adds 42 and 127 to 255 (get_restart_exit_codes in its
+  # commands/workload.py, 1.16.0), 130, 134 and 137 among them, and fails the job for all others: for
+  # 2, as 0 is no failure. These are 254 values; Kubernetes takes 255.
   workload=(xpk workload create "--workload=$name" "--cluster=$cluster" "--zone=$zone"
     "--tpu-type=$type" "--num-slices=$slices" "--docker-image=$image" "--command=$text"
     "--max-restarts=$max_restarts" "--restart-on-exit-codes=1,3-126"

@@ -1,6 +1,8 @@
 """The token cache of many files: in bounded memory, by any number of processes, or from SeqIO's."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import random
@@ -10,8 +12,10 @@ import sys
 import tracemalloc
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -176,6 +180,46 @@ def test_joining_and_loading_hold_little_of_a_large_task(tmp_path):
 # --- a host's own copy
 
 
+def copies(folder: Path) -> list[Path]:
+    """What takes room in a folder of copies."""
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+# A process that copies: it says so of each file, and waits to be killed where it is told to.
+COPIER = """
+import shutil, signal, sys, time
+from pathlib import Path
+from gr_jax.data import local_copy
+
+cache, folder, wait = sys.argv[1:]
+copyfile = shutil.copyfile
+
+def copied(source, target):
+    copyfile(source, target)
+    time.sleep(0.01)
+    print(source, flush=True)
+    if Path(source).name == wait:
+        signal.pause()
+
+shutil.copyfile = copied
+print(local_copy(Path(cache), Path(folder)), flush=True)
+if wait == "reading":
+    signal.pause()
+"""
+
+
+@contextlib.contextmanager
+def copier(cache: Path, folder: Path, wait: str = "") -> Iterator[IO[str]]:
+    """What it prints; it is killed (SIGKILL) at the end."""
+    command = [sys.executable, "-c", COPIER, str(cache), str(folder), wait]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield process.stdout
+        finally:
+            process.kill()
+
+
 def test_a_hosts_copy_is_made_once_of_each_writing(made, tmp_path):
     cache = tmp_path / "cache"
     shutil.copytree(made.folder / "cache", cache)
@@ -187,22 +231,48 @@ def test_a_hosts_copy_is_made_once_of_each_writing(made, tmp_path):
     made.build(cache, input_length=5)  # another writing
     again = local_copy(cache, tmp_path / "local" / "disk")
     assert again != copy and contents(again) == contents(cache)
-    assert {path.name for path in copy.parent.iterdir()} == {copy.name, again.name}
+    # this process may still read the first one
+    assert {*copies(copy.parent)} == {copy, again}
 
 
-def test_a_copy_that_another_process_has_made_meanwhile_is_used(made, tmp_path, monkeypatch):
-    copyfile = shutil.copyfile
+def test_processes_of_a_host_make_one_copy(made, tmp_path):
+    cache = made.folder / "cache"
+    with contextlib.ExitStack() as running:
+        processes = [running.enter_context(copier(cache, tmp_path)) for _ in range(3)]
+        said = [process.read().splitlines() for process in processes]
+    (copy,) = copies(tmp_path)
+    assert [lines[-1] for lines in said] == [str(copy)] * 3
+    assert sorted(len(lines) - 1 for lines in said) == [0, 0, len(contents(cache))]
+    assert contents(copy) == contents(cache)
 
-    def slow(source, target):
-        monkeypatch.setattr(shutil, "copyfile", copyfile)
-        copies.append(local_copy(made.folder / "cache", tmp_path))  # the other process
-        copyfile(source, target)
 
-    copies = []
-    monkeypatch.setattr(shutil, "copyfile", slow)
-    copies.append(local_copy(made.folder / "cache", tmp_path))
-    assert copies[0] == copies[1] and contents(copies[0]) == contents(made.folder / "cache")
-    assert [*tmp_path.iterdir()] == [copies[0]]
+def test_what_a_killed_process_left_of_a_copy_is_removed(made, tmp_path):
+    cache = made.folder / "cache"
+    left = []
+    for name in sorted(contents(cache))[:2]:
+        with copier(cache, tmp_path, wait=name) as process:
+            assert any(line.strip().endswith(name) for line in process)
+        left += copies(tmp_path)
+        assert len(copies(tmp_path)) == 1  # the first one's is gone
+    copy = local_copy(cache, tmp_path)
+    assert copies(tmp_path) == [copy] and copy not in left
+    assert contents(copy) == contents(cache)
+
+
+def test_a_copy_of_an_earlier_writing_goes_when_nothing_reads_it(made, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(made.folder / "cache", cache)
+    others = local_copy(made.folder / "cache", tmp_path / "local")  # of another model directory
+    with copier(cache, tmp_path / "local", wait="reading") as reader:
+        *_, first = (next(reader).strip() for _ in range(len(contents(cache)) + 1))
+        before = contents(Path(first))
+        (cache / "mixture.json").touch()  # another writing
+        with copier(cache, tmp_path / "local") as process:
+            *_, second = process.read().splitlines()
+        assert contents(Path(first)) == before
+        assert {*copies(tmp_path / "local")} == {others, Path(first), Path(second)}
+    assert str(local_copy(cache, tmp_path / "local")) == second
+    assert {*copies(tmp_path / "local")} == {others, Path(second)}
 
 
 def test_what_cannot_be_copied_is_one_line(made, tmp_path, monkeypatch):
@@ -215,7 +285,14 @@ def test_what_cannot_be_copied_is_one_line(made, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(UserError, match="the disk is full"):
         local_copy(made.folder / "cache", tmp_path / "local")
-    assert not any((tmp_path / "local").iterdir())
+    assert copies(tmp_path / "local") == []
+
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(UserError, match="local: has no file locks; choose a directory"):
+        local_copy(made.folder / "cache", tmp_path / "local")
 
 
 # --- SeqIO's own caches

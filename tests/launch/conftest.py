@@ -31,7 +31,14 @@ pop() {
 """
 
 # One worker's worth of cloud: what is copied to it lands in its home, what is run on it runs there.
+# Tests say with what status these verbs end.
 CLOUD_WORKER = """
+for verb in create delete scp wait-until; do
+  if [[ $* == *" $verb "* && -f $FAKES/$verb ]]; then
+    status=$(pop "$verb")
+    ((status == 0)) || exit "$status"
+  fi
+done
 case "$*" in
   *" scp "*)
     for word in "$@"; do

@@ -15,8 +15,16 @@ TRAIN = ("--", "python", "-m", "gr_jax.train")
 
 GROUPS = """
 case "$*" in
-  *" list-instances "*) pop instances | tr ',' '\\n' ;;
-  *" list "*) pop there ;;
+  *" list-instances "*)
+    instances=$(pop instances)
+    if [[ $instances == broken ]]; then echo 'ERROR: no network' >&2; exit 1; fi
+    tr ',' '\\n' <<<"$instances"
+    ;;
+  *" list "*)
+    there=$(pop there)
+    if [[ $there == broken ]]; then echo 'ERROR: no network' >&2; exit 1; fi
+    echo "$there"
+    ;;
 esac
 """
 BOTH = "dsi-a RUNNING,dsi-b RUNNING"
@@ -93,8 +101,8 @@ def test_one_machine_needs_no_policy(cloud):
 def test_a_preempted_slice_is_made_again_and_the_command_runs_again(cloud):
     cloud.answers("ssh", 255, 255, 0)
     cloud.answers("instances", BOTH, "dsi-a RUNNING,dsi-b STOPPING", BOTH)
-    # policy, template and group; the second time the group alone has to be made
-    cloud.answers("there", "", "", "", "dsi", "dsi", "")
+    # policy, template and group; the group has lost an instance; it alone has to be made again
+    cloud.answers("there", "", "", "", "dsi", "dsi", "dsi", "")
     done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("dsi was preempted") == 1
@@ -113,11 +121,75 @@ def test_a_preempted_slice_is_made_again_and_the_command_runs_again(cloud):
 
 def test_a_slice_preempted_while_it_was_made_runs_nothing(cloud):
     cloud.answers("instances", "dsi-a RUNNING", "dsi-a RUNNING", BOTH)
+    cloud.answers("there", "", "", "", "dsi", "dsi", "dsi", "")
     cloud.answers("ssh", 0)
     done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
     assert done.returncode == 0, done.stderr
     ssh = [text for text in done_to(cloud) if text.startswith("ssh")]
     assert sorted(ssh) == ["ssh dsi-a", "ssh dsi-b"]
+
+
+def test_an_instance_that_vanishes_before_the_cloud_says_so_is_preempted(cloud):
+    cloud.answers("ssh", 255, 255, 0)
+    cloud.answers("scp", 0, 0, 1, 0)
+    # asked before the copy and after the run: ssh was lost, and then nothing can be copied
+    cloud.answers("instances", BOTH, BOTH, BOTH, "dsi-a RUNNING,dsi-b STOPPING", BOTH)
+    cloud.answers("there", *["dsi"] * 10, "")
+    done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert "status 255: again (1 of 1)" in done.stderr
+    assert done.stderr.count("dsi was preempted") == 1
+    assert [text for text in done_to(cloud) if text.startswith("instance-groups")] == [
+        "instance-groups managed wait-until dsi",
+        "instance-groups managed wait-until dsi",
+        "instance-groups managed delete dsi",
+        "instance-groups managed create dsi",
+        "instance-groups managed wait-until dsi",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["create", "wait-until", "scp"])
+def test_a_verb_that_fails_is_a_lost_connection(cloud, verb):
+    cloud.answers("there", "" if verb == "create" else "dsi")
+    cloud.answers(verb, 1, 0)
+    cloud.answers("ssh", 0)
+    done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert "status 255: again (1 of 1)" in done.stderr
+
+    cloud.forget()
+    cloud.answers(verb, 1)
+    done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 255
+    assert "status 255 after 1 restarts: giving up" in done.stderr
+    assert len([call for call in cloud.calls("gcloud") if verb in call]) == 2
+    assert not [text for text in done_to(cloud) if text.startswith("ssh")]
+
+
+def test_a_question_without_an_answer_is_no_preemption(cloud):
+    cloud.answers("ssh", 255, 255, 0)
+    cloud.answers("there", "dsi", "dsi", "dsi", "broken", "dsi")
+    cloud.answers("instances", BOTH, "broken", BOTH)
+    done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no network") == 2
+    assert "preempted" not in done.stderr
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_what_is_refused_at_first_is_a_mistake(cloud, answered):
+    cloud.answers("there", *["dsi"] * answered, "broken")
+    done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 1 and "no network" in done.stderr
+    assert done_to(cloud) == []
+
+
+def test_one_that_somebody_deleted_is_not_made_again(cloud):
+    cloud.answers("ssh", 255)
+    cloud.answers("there", "dsi", "dsi", "dsi", "")
+    done = cloud.run("compute_engine.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 255 and "dsi was deleted: the run ends with it" in done.stderr
+    assert not [text for text in done_to(cloud) if "create" in text]
 
 
 @pytest.mark.parametrize(

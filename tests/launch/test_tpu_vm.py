@@ -1,6 +1,9 @@
 """tpu_vm.sh: what it asks of Cloud TPU, what arrives on a worker, and what follows a preemption."""
 
 import itertools
+import os
+import signal
+import subprocess
 
 import pytest
 
@@ -138,7 +141,7 @@ def test_a_suspended_one_is_not(cloud):
     [
         ((2,), 1, 2, ""),  # a user's mistake
         ((255, 255, 0), 3, 0, "status 255: again (2 of 2)"),  # the connection
-        ((255, 255, 255), 3, 255, "giving up; dsi is still there and costs money"),
+        ((255, 255, 255), 3, 255, "giving up; what there is of dsi costs money"),
         ((1, 143, 1), 3, 1, "giving up"),  # crashes, after the workers' own restarts
         ((130,), 1, 130, "stopped; the same command goes on from there"),
     ],
@@ -168,6 +171,105 @@ def test_an_answer_that_fails_ends_the_first_question_only(cloud):
     cloud.answers("state", "ACTIVE", "broken", "broken", "ACTIVE")
     cloud.answers("ssh", 255, 0)
     assert cloud.run("tpu_vm.sh", "run", *FLAGS, *TRAIN).returncode == 0
+
+
+def test_a_worker_that_vanishes_before_the_cloud_says_so_is_preempted(cloud):
+    cloud.answers("ssh", 255, 0)
+    cloud.answers("scp", 0, 1, 0)
+    cloud.answers(
+        "state", "missing", "ACTIVE",
+        "ACTIVE", "ACTIVE", "SUSPENDED",  # ssh was lost, and then nothing can be copied
+        "missing", "ACTIVE",
+    )  # fmt: skip
+    done = cloud.run("tpu_vm.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert "status 255: again (1 of 2)" in done.stderr
+    assert done.stderr.count("dsi was preempted") == 1
+    assert [verb for verb in verbs(cloud) if verb != "describe"] == [
+        "create", "scp", "ssh", "scp", "delete", "create", "scp", "ssh",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "states"),
+    [
+        ("create", ["missing", "missing", "missing", "ACTIVE"]),
+        ("delete", ["SUSPENDED", "SUSPENDED", "SUSPENDED", "missing", "ACTIVE"]),
+        ("scp", ["ACTIVE"]),
+    ],
+)
+def test_a_verb_that_fails_is_a_lost_connection(cloud, verb, states):
+    args = (*FLAGS, "--poll_seconds=7", "--delete_after", *TRAIN)
+    cloud.answers("state", *states)
+    cloud.answers(verb, 1, 2, 0)  # gcloud's 2 is not the run's
+    done = cloud.run("tpu_vm.sh", "run", *args)
+    assert done.returncode == 0, done.stderr
+    assert "status 255: again (2 of 2)" in done.stderr
+    assert len(cloud.trained()) == 1
+    assert cloud.calls("sleep")[:2] == [["sleep", "7"]] * 2
+
+    cloud.forget()
+    cloud.answers("state", states[0])
+    cloud.answers(verb, 1)
+    done = cloud.run("tpu_vm.sh", "run", *args)
+    assert done.returncode == 255
+    assert "status 255 after 2 restarts: giving up; what there is of dsi costs" in done.stderr
+    assert [call[4] for call in cloud.calls("gcloud")].count(verb) == 3
+    assert not cloud.trained()
+
+
+def test_restarts_are_counted_from_the_last_preemption(cloud):
+    cloud.answers("ssh", 255, 255, 255, 255, 255, 0)
+    cloud.answers("state", *["ACTIVE"] * 5, "SUSPENDED", "missing", "ACTIVE")
+    done = cloud.run("tpu_vm.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("again (2 of 2)") == 2
+
+
+@pytest.mark.parametrize("state", ["missing", "DELETING"])
+def test_one_that_somebody_deleted_is_not_made_again(cloud, state):
+    cloud.answers("ssh", 255)
+    cloud.answers("state", "ACTIVE", state)
+    done = cloud.run("tpu_vm.sh", "run", *FLAGS, *TRAIN)
+    assert done.returncode == 255 and "dsi was deleted: the run ends with it" in done.stderr
+    assert verbs(cloud) == ["describe", "scp", "ssh", "describe"]
+
+
+def test_what_is_done_is_deleted_though_the_cloud_cannot_be_reached_at_once(cloud):
+    cloud.answers("state", "ACTIVE")
+    cloud.answers("delete", 1, 1, 0)
+    done = cloud.run("tpu_vm.sh", "run", *FLAGS, "--delete_after", *TRAIN)
+    assert done.returncode == 0, done.stderr
+    cloud.answers("delete", 1)
+    done = cloud.run("tpu_vm.sh", "run", *FLAGS, "--delete_after", *TRAIN)
+    assert done.returncode == 1 and "it is still there and costs money" in done.stderr
+    cloud.answers("state", "ACTIVE", "missing")  # the first call did, and its answer was lost
+    assert cloud.run("tpu_vm.sh", "run", *FLAGS, "--delete_after", *TRAIN).returncode == 0
+
+
+def test_ctrl_c_is_not_a_lost_connection(cloud):
+    # a program that answers it with a status of its own keeps it from the shell that waits
+    slow = "trap 'exit 1' INT; echo begun; until [[ -f $FAKES/end ]]; do /bin/sleep 0.02; done"
+    cloud.fake("gcloud", f'{DESCRIBE} if [[ $* == *" scp "* ]]; then {slow}; fi')
+    cloud.answers("state", "ACTIVE")
+    with subprocess.Popen(
+        cloud.command("tpu_vm.sh", "run", *FLAGS, *TRAIN),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=cloud.environment,
+        start_new_session=True,
+        # in the background the tests ignore it, and so would all that they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as script:
+        assert script.stdout and script.stdout.readline() == "begun\n"
+        os.killpg(script.pid, signal.SIGINT)
+        try:
+            script.communicate(timeout=20)
+        finally:
+            (cloud.root / "end").touch()
+    assert script.returncode == 130
+    assert verbs(cloud) == ["describe", "scp"]
 
 
 def test_stop_and_delete(cloud):
