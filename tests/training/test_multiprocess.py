@@ -1,5 +1,6 @@
 """Two processes of four devices each, against one process."""
 
+import dataclasses
 import signal
 import time
 from pathlib import Path
@@ -8,9 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from gr_jax.training import Partitioner, Partitioning, load_eval_parameters, read_metrics
+from gr_jax.training import (
+    Optimizer,
+    Partitioner,
+    Partitioning,
+    load_eval_parameters,
+    read_metrics,
+)
 from tests.processes import ended, start
-from tests.training.tiny_run import FINGERPRINT, STEPS, partitioner, train_tiny
+from tests.training.tiny_run import FINGERPRINT, MODEL, STEPS, partitioner, train_tiny
 
 
 def losses(directory: Path) -> np.ndarray:
@@ -41,6 +48,32 @@ def test_losses_are_those_of_one_device(settings, on_one_device, tmp_path):
     state = train_tiny(tmp_path, log_period=1, on=on)
     np.testing.assert_allclose(losses(tmp_path), on_one_device[0], rtol=1e-5)
     close(state.params, on_one_device[1])
+
+
+# what large models are trained with, gin/runs/pod.gin
+POD = {
+    "model": dataclasses.replace(
+        MODEL, emb_dim=16, scan_layers=True, remat="full", dropout_rate=0.1
+    ),
+    "optimizer": Optimizer("adafactor"),
+    "microbatches": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def pod_on_one_device(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pod")
+    train_tiny(directory, log_period=1, on=partitioner(), **POD)
+    return losses(directory)
+
+
+@pytest.mark.parametrize("model_parallel", [1, 4])
+def test_losses_of_a_pods_settings_are_those_of_one_device(
+    model_parallel, pod_on_one_device, tmp_path
+):
+    on = Partitioner.make(Partitioning(model_parallel=model_parallel, parameter_partitions=2))
+    train_tiny(tmp_path, log_period=1, on=on, **POD)
+    np.testing.assert_allclose(losses(tmp_path), pod_on_one_device, rtol=1e-5)
 
 
 def close(found, expected):
