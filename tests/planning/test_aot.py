@@ -43,6 +43,13 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def compiler_alone(monkeypatch):
+    """For the compiler in this process."""
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
 @pytest.mark.aot
 @needs_compiler
 @pytest.mark.parametrize(
@@ -54,9 +61,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_step_is_compiled_for_each_generation(name, monkeypatch):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    compiler_alone(monkeypatch)
     topology = parse_topology(name)
     plan = make_plan(suggest_training(TINY, topology, rows=32), topology)
     assert plan.fits
@@ -68,6 +73,23 @@ def test_a_step_is_compiled_for_each_generation(name, monkeypatch):
     assert 0 < record["utilisation"] < 1
     assert record["utilisation_serial"] <= record["utilisation"]
     assert record["step_seconds_roofline"] == max(record["seconds"].values())
+
+
+@pytest.mark.aot
+@needs_compiler
+def test_gradients_travel_between_slices(monkeypatch):
+    compiler_alone(monkeypatch)
+    topology = parse_topology("v5e-4", 2)
+    plan = make_plan(suggest_training(TINY, topology, rows=32), topology)
+    record = plan.record()
+    assert record["settings"]["parameter_partitions"] == 2
+    assert record["seconds"]["network"] > 0
+    assert plan.roofline is not None
+    sent = plan.roofline.wire_bytes["cross-slice-all-reduce"]
+    # each chip of a slice sums its share of all gradients with its like: those of products in
+    # bfloat16, others in float32. Of two slices each device sends as much as it has.
+    each = parameter_count(TINY) / topology.devices_per_slice
+    assert 2 * each * 0.9 < sent < 4 * each
 
 
 @pytest.mark.aot
