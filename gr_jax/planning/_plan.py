@@ -180,28 +180,33 @@ def smallest(
     job_of: Callable[[Topology], Job],
     generation: str,
     *,
+    slices: int = 1,
     tries: int = 0,
     log: Log = lambda _: None,
+    hlo: Path | None = None,
 ) -> Plan:
     """The plan for the smallest slice of a generation that holds a job.
 
     Args:
       job_of: the job for a slice.
       generation: `v5e` for instance.
+      slices: how many slices of a size are one topology.
       tries: see `make_plan`.
       log: told what is compiled.
+      hlo: see `make_plan`; the program that fits.
 
     Raises:
       UserError: no slice holds it.
     """
     last = "nothing could be compiled"
-    for topology in slices_of(generation):
+    for one in slices_of(generation):
+        topology = dataclasses.replace(one, slices=slices)
         job = job_of(topology)
         if isinstance(job, Training) and not _may_hold(job, topology):
             log(f"{topology.name}: parameters and gradients alone are larger")
             continue
         try:
-            plan = make_plan(job, topology, tries=tries, log=log)
+            plan = make_plan(job, topology, tries=tries, log=log, hlo=hlo)
         except UserError as error:
             last = str(error)
             log(f"{topology.name}: {last}")
@@ -215,9 +220,9 @@ def smallest(
 
 
 def _may_hold(job: Training, topology: Topology) -> bool:
-    """Whether float32 parameters and gradients, spread over all chips, leave any room."""
+    """Whether float32 parameters and gradients, spread over a slice's chips, leave any room."""
     needed = 8 * parameter_count(job.model) / _GIB
-    return needed < topology.chip.memory_gib * topology.chips
+    return needed < topology.chip.memory_gib * topology.chips / topology.slices
 
 
 def _compiled(job: Job, topology: Topology, devices: list[Any], log: Log, hlo: Path | None) -> Plan:

@@ -92,14 +92,22 @@ def answer(request: Request, log: Log = lambda _: None) -> list[Plan]:
     plans = []
     for program in request.programs:
         job_of = source.training if program == "train" else source.search
+        hlo = request.hlo and request.hlo / f"{program}.hlo"
         if request.generation is not None:
             slices_of(request.generation)  # a wrong name is refused before anything else
-            plans.append(smallest(job_of, request.generation, tries=request.tries, log=log))
-            continue
-        assert request.topology is not None
-        topology = parse_topology(request.topology, request.num_slices)
-        hlo = request.hlo and request.hlo / f"{program}.hlo"
-        plans.append(make_plan(job_of(topology), topology, tries=request.tries, log=log, hlo=hlo))
+            plan = smallest(
+                job_of,
+                request.generation,
+                slices=request.num_slices,
+                tries=request.tries,
+                log=log,
+                hlo=hlo,
+            )
+        else:
+            assert request.topology is not None
+            topology = parse_topology(request.topology, request.num_slices)
+            plan = make_plan(job_of(topology), topology, tries=request.tries, log=log, hlo=hlo)
+        plans.append(plan)
     return plans
 
 

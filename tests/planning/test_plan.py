@@ -20,6 +20,7 @@ from gr_jax.planning import (
 )
 from gr_jax.planning import _plan as plan_module
 from gr_jax.planning._programs import parameter_count
+from gr_jax.planning._request import Request, answer
 from gr_jax.planning._topologies import Topology
 from gr_jax.training import TrainConfig
 
@@ -48,9 +49,11 @@ def no_compiler(monkeypatch):
 
     def compile_as(fits):
         def fake(job, topology, devices, log, hlo):
-            del devices, log, hlo
+            del devices, log
             compiled.append(job.settings)
             ok = fits(job, topology)
+            if ok and hlo is not None:
+                hlo.write_text(topology.name)
             return plan_module.Plan(job, topology, ok, 10.0 if ok else 21.25, 1.0)
 
         monkeypatch.setattr(plan_module, "_compiled", fake)
@@ -114,6 +117,27 @@ def test_the_smallest_slice_that_holds_it(no_compiler):
     no_compiler(lambda *_: False)
     with pytest.raises(UserError, match=r"no slice of v6e holds it: v6e-256 would need 21\.2 GiB"):
         smallest(lambda _: Training(MODEL, TrainConfig()), "v6e")
+
+
+def test_the_smallest_of_several_slices_and_its_program(no_compiler, tmp_path):
+    no_compiler(lambda job, topology: job.settings["rows"] == 32 * topology.slices)
+    request = Request(
+        generation="v5e",
+        num_slices=2,
+        gin_files=("gin/runs/beir.gin", "gin/models/t5_1_1_tiny.gin"),
+        batch=64,
+        hlo=tmp_path / "programs",
+    )
+    (plan,) = answer(request)
+    assert (plan.topology.name, plan.topology.slices) == ("v5e-1", 2)
+    assert (tmp_path / "programs" / "train.hlo").read_text() == "v5e-1"
+
+
+def test_a_slice_holds_all_parameters(no_compiler):
+    no_compiler(lambda *_: True)
+    model = T5Config.from_name("t5_1_1_xxl", target_vocab_size=2176)
+    plan = smallest(lambda _: Training(model, TrainConfig()), "v5e", slices=2)
+    assert (plan.topology.name, plan.topology.slices) == ("v5e-8", 2)  # not half in each of v5e-4
 
 
 def test_slices_whose_memory_the_parameters_fill_are_not_compiled_for(no_compiler):
