@@ -164,7 +164,16 @@ class _Gin:
             rows=r.batch or data.batch_size,
             input_length=r.input_length or data.row_length,
             target_length=r.target_length or docid_tokens * (data.max_per_row if data.pack else 1),
+            docids=self.trie,
+            tasks=self._tasks(),
         )
+
+    def _tasks(self) -> int:
+        """Of the mixture that the trainer makes; one of SeqIO's counts as one task."""
+        data = self.data
+        if data.mixture is not None:
+            return 1
+        return sum(rate > 0 for rate in (data.index_rate, data.synthetic_rate, data.queries_rate))
 
     def search(self, topology: Topology) -> Job:
         r = self.request

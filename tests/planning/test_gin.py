@@ -3,7 +3,7 @@
 import pytest
 
 from gr_jax.errors import UserError
-from gr_jax.planning import parse_topology
+from gr_jax.planning import Training, parse_topology
 from gr_jax.planning._request import Request, _Gin
 
 TINY = ("gin/runs/beir.gin", "gin/models/t5_1_1_tiny.gin")
@@ -25,6 +25,21 @@ def test_a_runs_configuration_needs_no_corpus():
     assert job.model.target_vocab_size == 128  # 2 * 32 + 2, rounded up
     assert job.model.vocab_size % 128 == 0
     assert source.search(parse_topology("v5e-8")).settings["queries"] == 8
+
+
+def test_the_softmax_and_the_tasks_are_the_runs():
+    request = Request(
+        topology="v5e-8",
+        gin_files=TINY,
+        gin_bindings=("SOFTMAX = 'children'", "pipeline.DataConfig.queries_rate = 0.0"),
+        levels=2,
+        codes=32,
+        docids=1000,
+    )
+    job = _Gin(request).training(parse_topology("v5e-8"))
+    assert isinstance(job, Training)
+    assert (job.settings["softmax"], job.tasks) == ("children", 2)
+    assert job.docids is not None and job.docids.vocabulary.level_sizes == (32, 32)
 
 
 def test_flags_win_over_gin():
