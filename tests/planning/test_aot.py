@@ -12,8 +12,9 @@ import pytest
 from gr_jax import compile as compiling
 from gr_jax import planning
 from gr_jax.models import T5Config
-from gr_jax.planning import make_plan, parse_topology, suggest_training
+from gr_jax.planning import Training, make_plan, parse_topology, suggest_training
 from gr_jax.planning._programs import parameter_count
+from gr_jax.planning._request import Request, _Gin, _Named
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = T5Config.from_name(
@@ -73,6 +74,19 @@ def test_a_step_is_compiled_for_each_generation(name, monkeypatch):
     assert 0 < record["utilisation"] < 1
     assert record["utilisation_serial"] <= record["utilisation"]
     assert record["step_seconds_roofline"] == max(record["seconds"].values())
+
+
+@pytest.mark.aot
+@needs_compiler
+def test_the_pods_run_is_what_a_named_model_is_planned_as(monkeypatch):
+    compiler_alone(monkeypatch)
+    topology = parse_topology("v5e-8")
+    files = ("gin/runs/pod.gin", "gin/models/t5_1_1_xxl.gin")
+    run = _Gin(Request(topology="v5e-8", gin_files=files)).training(topology)
+    named = _Named(Request(topology="v5e-8", model="t5_1_1_xxl")).training(topology)
+    assert isinstance(run, Training) and isinstance(named, Training)
+    assert (run.settings, run.model) == (named.settings, named.model)
+    assert run.partitioning == named.partitioning
 
 
 @pytest.mark.aot

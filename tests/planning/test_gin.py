@@ -1,11 +1,16 @@
 """What gin configures, as jobs."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from gr_jax.errors import UserError
 from gr_jax.planning import Training, parse_topology
+from gr_jax.planning._programs import parameter_count
 from gr_jax.planning._request import Request, _Gin
 
+ROOT = Path(__file__).parent.parent.parent
 TINY = ("gin/runs/beir.gin", "gin/models/t5_1_1_tiny.gin")
 
 
@@ -40,6 +45,16 @@ def test_the_softmax_and_the_tasks_are_the_runs():
     assert isinstance(job, Training)
     assert (job.settings["softmax"], job.tasks) == ("children", 2)
     assert job.docids is not None and job.docids.vocabulary.level_sizes == (32, 32)
+
+
+def test_the_pods_run_is_the_tabled_one():
+    files = ("gin/runs/pod.gin", "gin/models/t5_1_1_xxl.gin")
+    job = _Gin(Request(topology="v5e-8", gin_files=files)).training(parse_topology("v5e-8"))
+    lines = (ROOT / "docs" / "pods.jsonl").read_text("utf-8").splitlines()
+    row = {"program": "train", "model": "t5_1_1_xxl", "topology": "v5e-8"}
+    record = [r for r in map(json.loads, lines) if r["row"] == row][-1]
+    assert job.settings | record["settings"] == job.settings
+    assert parameter_count(job.model) == record["parameters"]
 
 
 def test_flags_win_over_gin():
