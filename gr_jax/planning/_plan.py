@@ -157,7 +157,8 @@ def make_plan(
       hlo: a file to write the compiled program to, as text.
 
     Raises:
-      UserError: there is no compiler or no such slice, or the job does not divide by it.
+      UserError: there is no compiler or no such slice, the job does not divide by it, or the
+        compiler fails.
     """
     devices = topology.devices()
     plan = _compiled(job, topology, devices, log, hlo)
@@ -169,7 +170,7 @@ def make_plan(
         try:
             instead = _compiled(another, topology, devices, log, hlo)
         except UserError:
-            continue  # does not divide: the next one may
+            continue  # does not divide, or the compiler fails: the next one may not
         tries -= 1
         if instead.fits:
             return dataclasses.replace(plan, instead=instead)
@@ -228,14 +229,18 @@ def _may_hold(job: Training, topology: Topology) -> bool:
 def _compiled(job: Job, topology: Topology, devices: list[Any], log: Log, hlo: Path | None) -> Plan:
     log(f"compiling {job.name} for {topology.name}: {_difference({}, job.settings)}")
     began = time.perf_counter()
-    lowered, order = job.lower(devices)
     chip = topology.chip
     try:
+        lowered, order = job.lower(devices)
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = needed_memory(str(error))
         if needed is None:
-            raise
+            line = " ".join(str(error).split())
+            raise UserError(
+                f"the TPU compiler fails on this {job.name} program for {topology.name}: "
+                f"{line[:300]}"
+            ) from error
         seconds = time.perf_counter() - began
         return Plan(job, topology, False, needed * chip.devices, seconds)
     seconds = time.perf_counter() - began

@@ -14,7 +14,7 @@ from gr_jax.decoding import Trie, TrieShape
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
-from gr_jax.pipeline import Workspace, rounded_up
+from gr_jax.pipeline import Workspace, rounded_up, row_multiple
 from gr_jax.pipeline import run as run_pipeline
 from gr_jax.planning._plan import Job, Log, Plan, make_plan, smallest
 from gr_jax.planning._programs import Search, Training, random_docids
@@ -37,7 +37,7 @@ class Request:
       gin_search_paths: folders of gin files.
       programs: `train`, `search`.
       batch: rows of a training step; None for gin's batch size (at most so many rows: packing makes
-        fewer), and 512 for a named model.
+        fewer), and 512 for a named model. A gin run's are rounded up, as the trainer does.
       input_length: tokens of a row; None for gin's, and 128.
       target_length: target tokens of a row; None for gin's, and 8.
       docids: documents of the search where no prepared MODEL_DIR tells.
@@ -155,13 +155,14 @@ class _Gin:
             )
 
     def training(self, topology: Topology) -> Job:
-        del topology
         r, data = self.request, self.data
         docid_tokens = self.trie.vocabulary.max_tokens
+        shards = max(topology.device_count // self.trainer.partitioning.model_parallel, 1)
+        multiple = row_multiple(self.trainer, shards)
         return Training(
             self.model,
             self.trainer,
-            rows=r.batch or data.batch_size,
+            rows=-(-(r.batch or data.batch_size) // multiple) * multiple,
             input_length=r.input_length or data.row_length,
             target_length=r.target_length or docid_tokens * (data.max_per_row if data.pack else 1),
             docids=self.trie,

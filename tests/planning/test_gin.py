@@ -68,6 +68,20 @@ def test_flags_win_over_gin():
     assert (search["beam"], search["input_length"], search["docids"]) == (7, 256, 9_437_184)
 
 
+@pytest.mark.parametrize(
+    ("bindings", "flag", "rows"),
+    [
+        (("BATCH_SIZE = 100",), None, 104),  # 8 shards
+        (("BATCH_SIZE = 100", "training.Partitioning.model_parallel = 8"), None, 104),  # 1, of 8
+        (("training.TrainConfig.microbatches = 3",), 500, 504),
+        (("training.Partitioning.model_parallel = 16",), 100, 104),  # refused later
+    ],
+)
+def test_rows_are_rounded_up_as_the_trainer_does(bindings, flag, rows):
+    request = Request(topology="v5e-8", gin_files=TINY, gin_bindings=bindings, batch=flag)
+    assert _Gin(request).training(parse_topology("v5e-8")).settings["rows"] == rows
+
+
 def test_a_mistake_in_gin_stays_one():
     with pytest.raises(UserError, match="NOT_THERE"):
         _Gin(Request(topology="v5e-8", gin_files=TINY, gin_bindings=("NOT_THERE = 1",)))

@@ -68,16 +68,38 @@ def test_the_memory_that_a_refusal_names():
     assert needed_memory("INTERNAL: something else") is None
 
 
-def test_another_failure_of_the_compiler_is_not_called_too_large(monkeypatch):
-    class Lowered:
-        def compile(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: no")
+class Broken:
+    """A program that the compiler does not take."""
 
+    def compile(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\n  in a fusion")
+
+
+def test_another_failure_of_the_compiler_is_one_line_and_not_called_too_large(monkeypatch):
     job = Training(MODEL, TrainConfig())
-    monkeypatch.setattr(Training, "lower", lambda self, devices: (Lowered(), devices))
+    monkeypatch.setattr(Training, "lower", lambda self, devices: (Broken(), devices))
     monkeypatch.setattr(Topology, "devices", lambda self: [])
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    with pytest.raises(UserError, match="fails on this train program for v5e-8") as failed:
         make_plan(job, parse_topology("v5e-8"))
+    assert str(failed.value).endswith(": INTERNAL: Mosaic failed in a fusion")
+
+
+def test_a_setting_on_which_the_compiler_fails_is_passed_over(monkeypatch):
+    tried = []
+
+    class Large:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(REFUSED.format("36.52"))
+
+    def lower(self, devices):
+        tried.append((self.settings["parameter_partitions"], self.settings["microbatches"]))
+        return (Broken() if len(tried) == 2 else Large()), devices
+
+    monkeypatch.setattr(Training, "lower", lower)
+    monkeypatch.setattr(Topology, "devices", lambda self: [])
+    plan = make_plan(Training(MODEL, TrainConfig()), parse_topology("v5e-8"), tries=2)
+    assert (plan.fits, plan.peak) == (False, 36.52)
+    assert tried == [(1, 1), (2, 1), (2, 1), (2, 2)]  # a failure is no try
 
 
 def test_too_large_is_an_answer_with_the_next_setting_that_fits(no_compiler):
