@@ -1,11 +1,13 @@
 """Compiles the published T5s for TPU slices, and writes the table of docs/pods.md.
 
-    python -m benchmarks.pods            # what is not in docs/pods.jsonl yet
+    python -m benchmarks.pods            # what is not in docs/pods.jsonl yet, or failed
+    python -m benchmarks.pods --again    # all of it, after a change of the model or the planner
     python -m benchmarks.pods --table    # the table alone, from what is there
 
 It needs no TPU, only the TPU's compiler (`pip install -e '.[aot]'`). Each row is a process of its
-own, `gr-jax compile`, and is written when it is done: an interrupted run goes on where it was. A
-row that is too large, or took too long to compile, is in the table and says so.
+own, `gr-jax compile`, and is appended when it is done, the last of a row being the one that counts:
+an interrupted run goes on where it was (`--again` begins again). A row that is too large, or took
+too long to compile, is in the table and says so.
 """
 
 from __future__ import annotations
@@ -68,11 +70,18 @@ def compile_row(row: Row, seconds: float, hlo: Path | None) -> dict[str, Any]:
 
 
 def read_rows() -> dict[Row, dict[str, Any]]:
-    """What has been compiled."""
+    """What has been compiled: of each row the last record."""
     if not ROWS.exists():
         return {}
     records = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()]
     return {Row(**record["row"]): record for record in records}
+
+
+def rows_to_compile(again: bool) -> list[Row]:
+    """Those that are missing or failed; with `again`, all."""
+    done = read_rows()
+    rows = list(dict.fromkeys(WANTED))
+    return [row for row in rows if again or row not in done or "failed" in done[row]]
 
 
 def table(program: str, rows: dict[Row, dict[str, Any]]) -> str:
@@ -142,13 +151,14 @@ def write_page(rows: dict[Row, dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--table", action="store_true", help="only write the page")
+    parser.add_argument("--again", action="store_true", help="also what is compiled already")
     parser.add_argument("--minutes", type=float, default=20, help="for a row at most (%(default)s)")
     parser.add_argument("--hlo", type=Path, help="folder to write compiled programs to")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th missing row only")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th of these rows only")
     parser.add_argument("--first", type=int, default=0, help="beginning with this one")
     options = parser.parse_args()
-    missing = [row for row in dict.fromkeys(WANTED) if row not in read_rows()]
-    for row in [] if options.table else missing[options.first :: options.every]:
+    rows = rows_to_compile(options.again)
+    for row in [] if options.table else rows[options.first :: options.every]:
         print(*row, file=sys.stderr, flush=True)
         record = compile_row(row, options.minutes * 60, options.hlo)
         with ROWS.open("a", encoding="utf-8") as file:

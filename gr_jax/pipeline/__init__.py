@@ -5,7 +5,7 @@ from gr_jax.pipeline._evaluate import EvalConfig, evaluate, evaluate_queries
 from gr_jax.pipeline._exposure import exposure
 from gr_jax.pipeline._initial import InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Prepared, prepare
-from gr_jax.pipeline._run import infer, rounded_up, run, train
+from gr_jax.pipeline._run import infer, rounded_up, row_multiple, run, train
 from gr_jax.pipeline._workspace import Workspace
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "load_collection",
     "prepare",
     "rounded_up",
+    "row_multiple",
     "run",
     "train",
 ]

@@ -162,7 +162,9 @@ def _fit(
         train_model(
             trainer,
             model,
-            prepared.batches(row_multiple=_row_multiple(partitioner, trainer), seed=trainer.seed),
+            prepared.batches(
+                row_multiple=row_multiple(trainer, partitioner.data_parallel), seed=trainer.seed
+            ),
             partitioner,
             workspace.path,
             total_steps=total_steps,
@@ -316,9 +318,9 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _row_multiple(partitioner: Partitioner, trainer: TrainConfig) -> int:
+def row_multiple(trainer: TrainConfig, shards: int) -> int:
     """Packed rows come in multiples of this: whole shards of microbatches, and few shapes."""
-    least = trainer.microbatches * partitioner.data_parallel
+    least = trainer.microbatches * shards
     return least * max(8 // least, 1)
 
 
@@ -352,7 +354,9 @@ def _total_steps(
     seconds = measure_steps(
         trainer,
         config,
-        prepared.batches(row_multiple=_row_multiple(partitioner, trainer), seed=trainer.seed),
+        prepared.batches(
+            row_multiple=row_multiple(trainer, partitioner.data_parallel), seed=trainer.seed
+        ),
         partitioner,
         prepared.docid_map,
     )

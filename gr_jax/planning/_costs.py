@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from gr_jax.planning._hlo import Computation, Instruction, Program
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+CROSS_SLICE = "cross-slice-"
 # what takes no traffic of its own: names for values, or bodies that are counted by themselves
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while",
@@ -23,9 +24,11 @@ class Collective:
     """One exchange between devices.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: one of `KINDS`, which are within a slice; between slices `CROSS_SLICE` and what the
+        compiler calls it: all-reduce, all-gather, reduce-scatter, all-to-all, one-to-one.
       operand_bytes: what a device hands in.
-      groups: who takes part, as text (`replica_groups` or `source_target_pairs`).
+      groups: who takes part, as text (`replica_groups` or `source_target_pairs`; between slices the
+        runtime's).
     """
 
     kind: str
@@ -108,17 +111,30 @@ def _collectives(
                 r"(?:replica_groups|source_target_pairs)=(.*?)(?:, [a-z_]+=|$)",
                 instruction.attributes,
             )
-            size = sum(
-                piece.bytes
-                for name in instruction.operands
-                if name in computation.instructions
-                for piece in computation.instructions[name].pieces()
-            )
+            size = sum(_size_of(computation, name) for name in instruction.operands)
             yield (kind, where), Collective(kind, size, groups[1] if groups else "")
+        elif instruction.opcode == "send" and "xla_megascale_runtime" in instruction.attributes:
+            where = f"{computation.name}/{instruction.name}"
+            yield ("send", where), _between_slices(computation, instruction)
         elif instruction.opcode in ("fusion", "async-start", "custom-call"):
             name = instruction.called("calls")
             if name in program.computations:
                 yield from _collectives(program, program.computations[name])
+
+
+def _between_slices(computation: Computation, send: Instruction) -> Collective:
+    """An exchange over the network: the TPU's compiler makes it a send to a runtime on the host.
+
+    The runtime (Megascale) is told in attributes what the sends of all devices are together. What
+    can be exchanged within a slice first has been, in collectives of its own.
+    """
+
+    def told(name: str) -> str:
+        value = re.search(rf'_xla_megascale_{name}=(?:"([^"]*)"|(\{{.*?\}}\}}))', send.attributes)
+        return (value[1] or value[2]) if value else ""
+
+    kind = CROSS_SLICE + told("transfer_type").lower().replace("_", "-")
+    return Collective(kind, _size_of(computation, send.operands[0]), told("target"))
 
 
 def _traffic(program: Program, computation: Computation, instruction: Instruction) -> int:
@@ -137,6 +153,8 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
         return moved * sum(piece.main_memory for piece in instruction.pieces()[:2])
     if opcode.endswith("-start"):  # (operands, results, bookkeeping)
         written = written // 2
+    if opcode == "send":  # its result is its operand
+        written = 0
     if callee is not None:
         written = _written(callee, callee.result()) if written else 0
     elif opcode == _UPDATE:

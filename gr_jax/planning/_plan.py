@@ -163,7 +163,8 @@ def make_plan(
       hlo: a file to write the compiled program to, as text.
 
     Raises:
-      UserError: there is no compiler or no such slice, or the job does not divide by it.
+      UserError: there is no compiler or no such slice, the job does not divide by it, or the
+        compiler fails.
     """
     devices = topology.devices()
     plan = _compiled(job, topology, devices, log, hlo)
@@ -175,7 +176,7 @@ def make_plan(
         try:
             instead = _compiled(another, topology, devices, log, hlo)
         except UserError:
-            continue  # does not divide: the next one may
+            continue  # does not divide, or the compiler fails: the next one may not
         tries -= 1
         if instead.fits:
             return dataclasses.replace(plan, instead=instead)
@@ -186,30 +187,35 @@ def smallest(
     job_of: Callable[[Topology], Job],
     generation: str,
     *,
+    slices: int = 1,
     tries: int = 0,
     log: Log = lambda _: None,
     used: Callable[[Topology], Topology] = lambda topology: topology,
+    hlo: Path | None = None,
 ) -> Plan:
     """The plan for the smallest slice of a generation that holds a job.
 
     Args:
       job_of: the job for a slice.
       generation: `v5e` for instance.
+      slices: how many slices of a size are one topology.
       tries: see `make_plan`.
       log: told what is compiled.
       used: what of a slice the job runs on.
+      hlo: see `make_plan`; the program that fits.
 
     Raises:
       UserError: no slice holds it.
     """
     last = "nothing could be compiled"
-    for topology in dict.fromkeys(map(used, slices_of(generation))):
+    wanted = (dataclasses.replace(one, slices=slices) for one in slices_of(generation))
+    for topology in dict.fromkeys(map(used, wanted)):
         job = job_of(topology)
         if isinstance(job, Training) and not _may_hold(job, topology):
             log(f"{topology.name}: parameters and gradients alone are larger")
             continue
         try:
-            plan = make_plan(job, topology, tries=tries, log=log)
+            plan = make_plan(job, topology, tries=tries, log=log, hlo=hlo)
         except UserError as error:
             last = str(error)
             log(f"{topology.name}: {last}")
@@ -223,22 +229,26 @@ def smallest(
 
 
 def _may_hold(job: Training, topology: Topology) -> bool:
-    """Whether float32 parameters and gradients, spread over all chips, leave any room."""
+    """Whether float32 parameters and gradients, spread over a slice's chips, leave any room."""
     needed = 8 * parameter_count(job.model) / _GIB
-    return needed < topology.chip.memory_gib * topology.chips
+    return needed < topology.chip.memory_gib * topology.chips / topology.slices
 
 
 def _compiled(job: Job, topology: Topology, devices: list[Any], log: Log, hlo: Path | None) -> Plan:
     log(f"compiling {job.name} for {topology.name}: {_difference({}, job.settings)}")
     began = time.perf_counter()
-    lowered, order = job.lower(devices)
     chip = topology.chip
     try:
+        lowered, order = job.lower(devices)
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = needed_memory(str(error))
         if needed is None:
-            raise
+            line = " ".join(str(error).split())
+            raise UserError(
+                f"the TPU compiler fails on this {job.name} program for {topology.name}: "
+                f"{line[:300]}"
+            ) from error
         seconds = time.perf_counter() - began
         return Plan(job, topology, False, needed * chip.devices, seconds)
     seconds = time.perf_counter() - began

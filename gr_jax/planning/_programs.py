@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,9 @@ from gr_jax.models import (
     recomputation_flops,
     training_flops,
 )
+from gr_jax.planning._restriction import abstract_restriction
 from gr_jax.training import Partitioner, Partitioning, TrainConfig
+from gr_jax.training._restriction import Restriction
 from gr_jax.training._step import abstract_state, train_step
 
 
@@ -35,11 +38,12 @@ class Training:
 
     Attributes:
       model: the model.
-      trainer: how it is trained. The softmax is planned over the whole target vocabulary, which
-        costs a little more than one over fewer tokens.
+      trainer: how it is trained.
       rows: of a step's batch.
       input_length: tokens of a row's source.
       target_length: tokens of a row's target.
+      docids: what a softmax that is restricted is restricted to; every device has all of them.
+      tasks: of the mixture, whose losses are told apart.
     """
 
     model: T5Config
@@ -47,6 +51,8 @@ class Training:
     rows: int = 512
     input_length: int = 128
     target_length: int = 8
+    docids: TrieShape | None = None
+    tasks: int = 1
 
     name = "train"
 
@@ -86,6 +92,7 @@ class Training:
             "scan_layers": self.model.scan_layers,
             "dtype": self.model.dtype,
             "dropout_rate": self.model.dropout_rate,
+            "softmax": self.trainer.softmax,
             "optimizer": self.trainer.optimizer.name,
             "ema": self.trainer.ema_decay > 0,
         }
@@ -95,6 +102,7 @@ class Training:
 
         Raises:
           UserError: the model or the batch does not divide by the mesh.
+          ValueError: a restricted softmax without docids.
         """
         partitioner = Partitioner.make(self.partitioning, devices)
         shards = partitioner.data_parallel * self.trainer.microbatches
@@ -108,13 +116,17 @@ class Training:
         # made here: under a mesh of devices that are not there, nothing can be computed
         key = jax.eval_shape(lambda: jax.random.key(0))
         everywhere = partitioner.replicated
+        restriction = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            self._restriction(),
+        )
         with jax.set_mesh(partitioner.mesh):
             lowered = train_step.lower(
                 state,
                 self._batch(partitioner),
                 jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
                 jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere),
-                None,
+                restriction,
                 config=self.model,
                 optimizer=optimizer,
                 partitioner=partitioner,
@@ -123,8 +135,17 @@ class Training:
                 loss_normalizing_factor=self.trainer.loss_normalizing_factor,
                 ema_decay=self.trainer.ema_decay,
                 microbatches=self.trainer.microbatches,
+                num_tasks=self.tasks,
             )
         return lowered, list(partitioner.mesh.devices.flat)
+
+    def _restriction(self) -> Restriction | None:
+        softmax = self.trainer.softmax
+        if softmax == "full":
+            return None
+        if self.docids is None:
+            raise ValueError(f"softmax={softmax!r} needs the docids")
+        return abstract_restriction(softmax, self.docids)
 
     def _batch(self, partitioner: Partitioner) -> dict[str, Any]:
         lengths = {"encoder": self.input_length, "decoder": self.target_length}
@@ -133,7 +154,7 @@ class Training:
             name: jax.ShapeDtypeStruct(
                 (self.rows, lengths[name.partition("_")[0]]), jnp.int32, sharding=partitioner.batch
             )
-            for name in (*names, "decoder_target_tokens")
+            for name in (*names, "decoder_target_tokens", "decoder_task_ids")
         }
 
 
@@ -268,6 +289,7 @@ def search_weights(config: T5Config, partitioner: Partitioner, precision: Precis
     return jax.tree.map(place, shapes, shardings)
 
 
+@functools.lru_cache(maxsize=8)
 def parameter_count(model: T5Config) -> int:
     """Parameters of a model."""
     return count_parameters(jax.eval_shape(lambda: init_parameters(model, jax.random.key(0))))

@@ -14,7 +14,7 @@ from gr_jax.decoding import Trie, TrieShape
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config
-from gr_jax.pipeline import EvalConfig, Workspace, rounded_up
+from gr_jax.pipeline import EvalConfig, Workspace, rounded_up, row_multiple
 from gr_jax.pipeline import run as run_pipeline
 from gr_jax.planning._plan import Job, Log, Plan, make_plan, smallest
 from gr_jax.planning._programs import Search, Training, random_docids
@@ -38,7 +38,7 @@ class Request:
       gin_search_paths: folders of gin files.
       programs: `train`, `search`.
       batch: rows of a training step; None for gin's batch size (at most so many rows: packing makes
-        fewer), and 512 for a named model.
+        fewer), and 512 for a named model. A gin run's are rounded up, as the trainer does.
       input_length: tokens of a row; None for gin's, and 128.
       target_length: target tokens of a row; None for gin's, and 8.
       docids: documents of the search where no prepared MODEL_DIR tells.
@@ -95,18 +95,25 @@ def answer(request: Request, log: Log = lambda _: None) -> list[Plan]:
         job_of, used = source.training, _whole
         if program == "search":
             job_of, used = source.search, source.searched
+        hlo = request.hlo and request.hlo / f"{program}.hlo"
         if request.generation is not None:
             slices_of(request.generation)  # a wrong name is refused before anything else
-            plans.append(
-                smallest(job_of, request.generation, tries=request.tries, log=log, used=used)
+            plan = smallest(
+                job_of,
+                request.generation,
+                slices=request.num_slices,
+                tries=request.tries,
+                log=log,
+                used=used,
+                hlo=hlo,
             )
-            continue
-        assert request.topology is not None
-        asked = parse_topology(request.topology, request.num_slices)
-        if (topology := used(asked)) != asked:
-            log(f"evaluation uses {topology.name} of {asked.name} (EvalConfig.partitioning)")
-        hlo = request.hlo and request.hlo / f"{program}.hlo"
-        plans.append(make_plan(job_of(topology), topology, tries=request.tries, log=log, hlo=hlo))
+        else:
+            assert request.topology is not None
+            asked = parse_topology(request.topology, request.num_slices)
+            if (topology := used(asked)) != asked:
+                log(f"evaluation uses {topology.name} of {asked.name} (EvalConfig.partitioning)")
+            plan = make_plan(job_of(topology), topology, tries=request.tries, log=log, hlo=hlo)
+        plans.append(plan)
     return plans
 
 
@@ -163,16 +170,26 @@ class _Gin:
             )
 
     def training(self, topology: Topology) -> Job:
-        del topology
         r, data = self.request, self.data
         docid_tokens = self.trie.vocabulary.max_tokens
+        shards = max(topology.device_count // self.trainer.partitioning.model_parallel, 1)
+        multiple = row_multiple(self.trainer, shards)
         return Training(
             self.model,
             self.trainer,
-            rows=r.batch or data.batch_size,
+            rows=-(-(r.batch or data.batch_size) // multiple) * multiple,
             input_length=r.input_length or data.row_length,
             target_length=r.target_length or docid_tokens * (data.max_per_row if data.pack else 1),
+            docids=self.trie,
+            tasks=self._tasks(),
         )
+
+    def _tasks(self) -> int:
+        """Of the mixture that the trainer makes; one of SeqIO's counts as one task."""
+        data = self.data
+        if data.mixture is not None:
+            return 1
+        return sum(rate > 0 for rate in (data.index_rate, data.synthetic_rate, data.queries_rate))
 
     def search(self, topology: Topology) -> Job:
         r, e = self.request, self.evaluation

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gr_jax.planning._costs import Collective, Costs
+from gr_jax.planning._costs import CROSS_SLICE, Collective, Costs
 from gr_jax.planning._topologies import Topology
 
 
@@ -79,26 +79,30 @@ def roofline(
       topology: where it runs.
     """
     chip = topology.chip
+    # all slices run the same program; the partitions that it numbers are those of one
+    devices = [device for device in devices if _slice(device) == _slice(devices[0])]
     busy = _Busy()
     rings = network = 0.0
     passing = _Busy()  # permutations only
     wire: dict[str, float] = {}
     counts: dict[str, float] = {}
     for collective, times in costs.collectives.items():
-        if collective.kind == "collective-permute":
-            sent, far, lanes = _permutation(collective, devices, topology)
+        if collective.kind.startswith(CROSS_SLICE):
+            sent = _across(collective)
+            network += times * sent * chip.devices / chip.network_bandwidth
+        elif collective.kind == "collective-permute":
+            sent, lanes = _permutation(collective, devices, topology)
             for lane, seconds in lanes.items():
                 passing.add(lane, times * seconds)
                 busy.add(lane, times * seconds)
         else:
-            sent, far, seconds, axes = _exchange(collective, devices, topology)
+            sent, seconds, axes = _exchange(collective, devices, topology)
             rings += times * seconds
             for axis in axes:  # both ways around
                 busy.add((axis, 1), times * seconds)
                 busy.add((axis, -1), times * seconds)
         wire[collective.kind] = wire.get(collective.kind, 0.0) + times * sent
         counts[collective.kind] = counts.get(collective.kind, 0) + times
-        network += times * far
     return Roofline(
         compute=device_flops * chip.devices / chip.flops,
         memory=costs.memory_bytes * chip.devices / chip.memory_bandwidth,
@@ -128,51 +132,63 @@ class _Busy:
         return {a: max(self.seconds.get((a, d), 0.0) for d in (1, -1)) for a in axes}
 
 
+_SLICE = 100_000  # what the compiler numbers devices of several slices by
+_Sent = Callable[[float, int], float]
+# bytes that each of n devices sends, of what it hands in
+_SENT: dict[str, _Sent] = {
+    "all-gather": lambda size, n: size * (n - 1),
+    "all-reduce": lambda size, n: 2 * size * (n - 1) / n,
+    "reduce-scatter": lambda size, n: size * (n - 1) / n,
+    "all-to-all": lambda size, n: size * (n - 1) / n,
+}
+
+
 def _exchange(
     collective: Collective, devices: Sequence[Any], topology: Topology
-) -> tuple[float, float, float, list[str]]:
-    """Bytes a device sends, seconds on the network and on links, and the torus axes of those."""
+) -> tuple[float, float, list[str]]:
+    """Bytes a device sends, seconds on links, and the torus axes of those."""
     group = [devices[i] for i in device_groups(collective.groups, len(devices))[0]]
-    n, size, chip = len(group), collective.operand_bytes, topology.chip
+    n = len(group)
     if n == 1:
-        return 0.0, 0.0, 0.0, []
-    sent = {
-        "all-gather": size * (n - 1),
-        "all-reduce": 2 * size * (n - 1) / n,
-        "reduce-scatter": size * (n - 1) / n,
-        "all-to-all": size * (n - 1) / n,
-    }[collective.kind]
-    slices = len({_slice(device) for device in group})
-    near, far = n // slices, 0.0
-    inside = sent
-    if slices > 1:
-        # within a slice first: a member then only takes its own share across the network
-        whole = size * n if collective.kind == "all-gather" else size
-        rounds = 2 if collective.kind == "all-reduce" else 1
-        crossing = rounds * whole / near * (slices - 1) / slices
-        far = crossing / chip.network_bandwidth * chip.devices
-        inside = sent * (near - 1) / (n - 1) * (slices if collective.kind == "all-gather" else 1)
+        return 0.0, 0.0, []
+    sent = _SENT[collective.kind](collective.operand_bytes, n)
     axes, rate = _paths(group, topology)
     if collective.kind == "all-to-all" and rate:
         # a quarter of a ring lies between two members on average
-        rate /= max(near / 4, 1)
-    return sent, far, inside / rate if rate else 0.0, axes
+        rate /= max(n / 4, 1)
+    return sent, sent / rate if rate else 0.0, axes
+
+
+def _across(collective: Collective) -> float:
+    """Bytes that a device sends to other slices.
+
+    The runtime's groups are `{1,2}x{0:3}`, slices that each device meets its like of; lists of
+    devices, `_SLICE` times the slice plus the number in it; or pairs of them, `{{100000->200000}}`.
+    """
+    kind, size = collective.kind.removeprefix(CROSS_SLICE), collective.operand_bytes
+    if kind not in _SENT:  # the busiest device's
+        sources = re.findall(r"(\d+)->", collective.groups)
+        return size * max(map(sources.count, sources), default=1)
+    group = re.search(r"\{([\d,]+)\}", collective.groups)
+    members = [int(n) for n in group[1].split(",")] if group else [0]
+    if kind == "all-to-all":  # what is for the device's own slice does not leave it
+        slices = len({n // _SLICE for n in members})
+        return size * (slices - 1) / slices
+    return _SENT[kind](size, len(members))
 
 
 def _permutation(
     collective: Collective, devices: Sequence[Any], topology: Topology
-) -> tuple[float, float, dict[Lane, float]]:
-    """Bytes a device sends, seconds on the network, and on the busiest link of each lane."""
+) -> tuple[float, dict[Lane, float]]:
+    """Bytes a device sends, and seconds on the busiest link of each lane."""
     pairs = [
         (devices[a], devices[b])
         for a, b in device_groups(collective.groups, len(devices))
         if a != b
     ]
     if not pairs:
-        return 0.0, 0.0, {}
+        return 0.0, {}
     size, chip = collective.operand_bytes, topology.chip
-    if any(_slice(a) != _slice(b) for a, b in pairs):
-        return size, size / chip.network_bandwidth * chip.devices, {}
     loads: dict[tuple[Lane, tuple[int, ...]], int] = {}
     for source, target in pairs:
         for link in _route(source, target, topology):
@@ -180,7 +196,7 @@ def _permutation(
     lanes: dict[Lane, float] = {}
     for (lane, _), load in loads.items():
         lanes[lane] = max(lanes.get(lane, 0.0), load * size / chip.link_bandwidth)
-    return size, 0.0, lanes
+    return size, lanes
 
 
 def _route(source: Any, target: Any, topology: Topology) -> Iterator[tuple[Lane, tuple[int, ...]]]:

@@ -65,7 +65,7 @@ class Partitioning:
     Attributes:
       model_parallel: size of the `model` axis; t5x's `num_partitions`.
       replicas: size of the `replica` axis, a multiple of the number of TPU slices: what lies along
-        it is copied, and only gradients travel between slices. None for the number of slices.
+        it is copied; what travels between slices is gradients. None for the number of slices.
       parameter_partitions: 2 splits parameters, gradients and optimizer state over `data` as well:
         nothing is kept twice within a replica (t5x's 2-D parameter partitioning; ZeRO-3 or FSDP).
       activation_partitions: 2 splits activations' features over `model` between layers.

@@ -16,7 +16,7 @@ from gr_jax.pipeline._prepare import Prepared
 from gr_jax.pipeline._run import _sized
 
 FILES = sorted(str(path.relative_to(RESOURCES)) for path in Path(RESOURCES, "gin").rglob("*.gin"))
-BEIR, VARIANT = "gin/runs/beir.gin", "gin/models/variant.gin"
+BEIR, VARIANT, POD = "gin/runs/beir.gin", "gin/models/variant.gin", "gin/runs/pod.gin"
 PLACES = ('CORPUS = "corpus"', 'MODEL_DIR = "model"')
 
 
@@ -56,7 +56,7 @@ def test_a_models_file_gives_the_published_model(name):
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in FILES if not f.startswith(("gin/models/", "gin/t5x/"))]
+    "file", [f for f in FILES if not f.startswith(("gin/models/", "gin/t5x/", POD))]
 )
 def test_a_runs_file_gives_a_model(file):
     config = model_of(file)(vocab_size=300, target_vocab_size=20)
@@ -71,6 +71,25 @@ def test_fields_of_a_published_model_are_set_on_the_command_line():
     bindings = [*PLACES, *(b.removeprefix("--gin_bindings=") for b in bindings)]
     config = model_of(BEIR, "gin/models/mt5_small.gin", bindings=bindings)(vocab_size=300)
     assert (config.remat, config.dropout_rate, config.emb_dim) == ("full", 0.1, 512)
+
+
+@pytest.mark.parametrize("name", [None, *(n for n in VARIANTS if n.startswith("t5_1_1_"))])
+def test_a_pods_run_takes_any_size_after_it(name):
+    files = [POD] if name is None else [POD, f"gin/models/{name}.gin"]
+    config = model_of(*files, bindings=[*PLACES, "REMAT = 'minimal'"])(vocab_size=300)
+    name = name or "t5_1_1_xxl"
+    expected = T5Config.from_name(
+        name, 300, dropout_rate=0.1, dtype="bfloat16", scan_layers=True, remat="minimal"
+    )
+    assert plain(config) == plain(expected)
+
+
+def test_a_pods_run_is_evaluated_over_a_host():
+    gin_config.parse([POD], [*PLACES, "MODEL_PARALLEL = 16"])
+    run = gin.get_bindings("pipeline.run")
+    trained, searched = run["trainer"].partitioning, run["evaluation"].partitioning
+    assert (trained.model_parallel, trained.parameter_partitions) == (16, 2)
+    assert (searched.model_parallel, searched.parameter_partitions) == (8, 1)
 
 
 def test_the_shape_of_a_runs_own_model_is_not_the_published_models():

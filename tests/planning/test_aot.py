@@ -12,8 +12,9 @@ import pytest
 from gr_jax import compile as compiling
 from gr_jax import planning
 from gr_jax.models import T5Config
-from gr_jax.planning import make_plan, parse_topology, suggest_training
+from gr_jax.planning import Training, make_plan, parse_topology, suggest_training
 from gr_jax.planning._programs import parameter_count
+from gr_jax.planning._request import Request, _Gin, _Named
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = T5Config.from_name(
@@ -43,6 +44,13 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def compiler_alone(monkeypatch):
+    """For the compiler in this process."""
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
 @pytest.mark.aot
 @needs_compiler
 @pytest.mark.parametrize(
@@ -54,9 +62,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_step_is_compiled_for_each_generation(name, monkeypatch):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    compiler_alone(monkeypatch)
     topology = parse_topology(name)
     plan = make_plan(suggest_training(TINY, topology, rows=32), topology)
     assert plan.fits
@@ -68,6 +74,36 @@ def test_a_step_is_compiled_for_each_generation(name, monkeypatch):
     assert 0 < record["utilisation"] < 1
     assert record["utilisation_serial"] <= record["utilisation"]
     assert record["step_seconds_roofline"] == max(record["seconds"].values())
+
+
+@pytest.mark.aot
+@needs_compiler
+def test_the_pods_run_is_what_a_named_model_is_planned_as(monkeypatch):
+    compiler_alone(monkeypatch)
+    topology = parse_topology("v5e-8")
+    files = ("gin/runs/pod.gin", "gin/models/t5_1_1_xxl.gin")
+    run = _Gin(Request(topology="v5e-8", gin_files=files)).training(topology)
+    named = _Named(Request(topology="v5e-8", model="t5_1_1_xxl")).training(topology)
+    assert isinstance(run, Training) and isinstance(named, Training)
+    assert (run.settings, run.model) == (named.settings, named.model)
+    assert run.partitioning == named.partitioning
+
+
+@pytest.mark.aot
+@needs_compiler
+def test_gradients_travel_between_slices(monkeypatch):
+    compiler_alone(monkeypatch)
+    topology = parse_topology("v5e-4", 2)
+    plan = make_plan(suggest_training(TINY, topology, rows=32), topology)
+    record = plan.record()
+    assert record["settings"]["parameter_partitions"] == 2
+    assert record["seconds"]["network"] > 0
+    assert plan.roofline is not None
+    sent = plan.roofline.wire_bytes["cross-slice-all-reduce"]
+    # each chip of a slice sums its share of all gradients with its like: those of products in
+    # bfloat16, others in float32. Of two slices each device sends as much as it has.
+    each = parameter_count(TINY) / topology.devices_per_slice
+    assert 2 * each * 0.9 < sent < 4 * each
 
 
 @pytest.mark.aot

@@ -75,6 +75,34 @@ ENTRY %main (p: f32[4,8], q: bf16[6,128]) -> f32[4,8] {
 """  # noqa: E501
 TURNS = 3  # 1, 3, 5
 
+# In a loop of 5 turns a gradient is summed over 3 slices. After it what two slices of four have is
+# gathered, and a send that is none of the network's.
+SLICES = """\
+HloModule slices, num_partitions=4
+
+%turn (state: (s32[], bf16[2,128])) -> (s32[], bf16[2,128]) {
+  %state = (s32[]{:T(128)}, bf16[2,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %g = bf16[2,128]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %now = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.3_0"}
+  %send.3 = (bf16[2,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) send(%g, %now), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.3_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE",is_spmd_generated="true"}, backend_config={"flag_configs":[]}
+  %recv.3 = (bf16[2,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) recv(%now), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent.3 = token[] send-done(%send.3), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %got.3 = (bf16[2,128]{1,0:T(8,128)(2,1)}, token[]) recv-done(%recv.3), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %sum = bf16[2,128]{1,0:T(8,128)(2,1)} get-tuple-element(%got.3), index=0
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %out = (s32[]{:T(128)}, bf16[2,128]{1,0:T(8,128)(2,1)}) tuple(%i, %sum)
+}
+
+ENTRY %main (p: (s32[], bf16[2,128]), x: f32[4,8]) -> (s32[], bf16[2,128]) {
+  %p = (s32[]{:T(128)}, bf16[2,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = f32[4,8]{1,0:T(4,128)} parameter(1)
+  %first = token[] after-all()
+  %send.4 = (f32[4,8]{1,0:T(4,128)}, u32[]{:S(2)}, token[]) send(%x, %first), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target={{100000,300000},{200000,400000}},_xla_megascale_transfer_type="ALL_GATHER"}, backend_config={"flag_configs":[]}
+  %send.5 = (f32[4,8]{1,0:T(4,128)}, u32[]{:S(2)}, token[]) send(%x, %first), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="tf_rendezvous"}
+  ROOT %loop = (s32[]{:T(128)}, bf16[2,128]{1,0:T(8,128)(2,1)}) while(%p), condition=%test, body=%turn, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""  # noqa: E501
+
 
 def costs_of(compiled):
     text = compiled.as_text()
@@ -116,6 +144,18 @@ def test_collectives_are_counted_with_their_loops_and_once_per_channel():
         Collective("reduce-scatter", 128, "[2,4]<=[8]"): TURNS,
         Collective("all-gather", 128, "[4,2]<=[8]"): 1,
     }
+
+
+def test_what_is_sent_to_other_slices_is_counted_with_its_loops():
+    assert program_costs(Program(SLICES)).collectives == {
+        Collective("cross-slice-all-reduce", 512, "{1,2,3}x{0:3}"): 5,
+        Collective("cross-slice-all-gather", 128, "{{100000,300000},{200000,400000}}"): 1,
+    }
+
+
+def test_what_is_sent_is_read_once_and_what_comes_is_written_once():
+    # in 5 turns 512 bytes each way; and two sends of 128 bytes
+    assert program_costs(Program(SLICES)).memory_bytes == 5 * 2 * 512 + 2 * 128
 
 
 def test_a_slice_is_all_that_is_read_of_a_stack():

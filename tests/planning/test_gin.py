@@ -1,12 +1,17 @@
 """What gin configures, as jobs."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from gr_jax.errors import UserError
+from gr_jax.planning import Training, parse_topology
 from gr_jax.planning import _request as request_module
-from gr_jax.planning import parse_topology
+from gr_jax.planning._programs import parameter_count
 from gr_jax.planning._request import Request, _Gin, answer
 
+ROOT = Path(__file__).parent.parent.parent
 TINY = ("gin/runs/beir.gin", "gin/models/t5_1_1_tiny.gin")
 
 
@@ -60,6 +65,31 @@ def test_what_is_planned_and_for_what_is_said(monkeypatch):
     assert lines == ["evaluation uses v5e-1 of v5e-256 (EvalConfig.partitioning)"]
 
 
+def test_the_softmax_and_the_tasks_are_the_runs():
+    request = Request(
+        topology="v5e-8",
+        gin_files=TINY,
+        gin_bindings=("SOFTMAX = 'children'", "pipeline.DataConfig.queries_rate = 0.0"),
+        levels=2,
+        codes=32,
+        docids=1000,
+    )
+    job = _Gin(request).training(parse_topology("v5e-8"))
+    assert isinstance(job, Training)
+    assert (job.settings["softmax"], job.tasks) == ("children", 2)
+    assert job.docids is not None and job.docids.vocabulary.level_sizes == (32, 32)
+
+
+def test_the_pods_run_is_the_tabled_one():
+    files = ("gin/runs/pod.gin", "gin/models/t5_1_1_xxl.gin")
+    job = _Gin(Request(topology="v5e-8", gin_files=files)).training(parse_topology("v5e-8"))
+    lines = (ROOT / "docs" / "pods.jsonl").read_text("utf-8").splitlines()
+    row = {"program": "train", "model": "t5_1_1_xxl", "topology": "v5e-8"}
+    record = [r for r in map(json.loads, lines) if r["row"] == row][-1]
+    assert job.settings | record["settings"] == job.settings
+    assert parameter_count(job.model) == record["parameters"]
+
+
 def test_flags_win_over_gin():
     request = Request(
         topology="v5e-8", gin_files=TINY, batch=32, input_length=256, target_length=12, beam=7
@@ -69,6 +99,20 @@ def test_flags_win_over_gin():
     assert [sizes[n] for n in ("rows", "input_length", "target_length")] == [32, 256, 12]
     search = source.search(parse_topology("v5e-8")).settings
     assert (search["beam"], search["input_length"], search["docids"]) == (7, 256, 9_437_184)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "flag", "rows"),
+    [
+        (("BATCH_SIZE = 100",), None, 104),  # 8 shards
+        (("BATCH_SIZE = 100", "training.Partitioning.model_parallel = 8"), None, 104),  # 1, of 8
+        (("training.TrainConfig.microbatches = 3",), 500, 504),
+        (("training.Partitioning.model_parallel = 16",), 100, 104),  # refused later
+    ],
+)
+def test_rows_are_rounded_up_as_the_trainer_does(bindings, flag, rows):
+    request = Request(topology="v5e-8", gin_files=TINY, gin_bindings=bindings, batch=flag)
+    assert _Gin(request).training(parse_topology("v5e-8")).settings["rows"] == rows
 
 
 def test_a_mistake_in_gin_stays_one():

@@ -20,6 +20,7 @@ from gr_jax.planning import (
 )
 from gr_jax.planning import _plan as plan_module
 from gr_jax.planning._programs import parameter_count
+from gr_jax.planning._request import Request, answer
 from gr_jax.planning._topologies import Topology
 from gr_jax.training import TrainConfig
 
@@ -48,9 +49,11 @@ def no_compiler(monkeypatch):
 
     def compile_as(fits):
         def fake(job, topology, devices, log, hlo):
-            del devices, log, hlo
+            del devices, log
             compiled.append(job.settings)
             ok = fits(job, topology)
+            if ok and hlo is not None:
+                hlo.write_text(topology.name)
             return plan_module.Plan(job, topology, ok, 10.0 if ok else 21.25, 1.0)
 
         monkeypatch.setattr(plan_module, "_compiled", fake)
@@ -65,16 +68,38 @@ def test_the_memory_that_a_refusal_names():
     assert needed_memory("INTERNAL: something else") is None
 
 
-def test_another_failure_of_the_compiler_is_not_called_too_large(monkeypatch):
-    class Lowered:
-        def compile(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: no")
+class Broken:
+    """A program that the compiler does not take."""
 
+    def compile(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\n  in a fusion")
+
+
+def test_another_failure_of_the_compiler_is_one_line_and_not_called_too_large(monkeypatch):
     job = Training(MODEL, TrainConfig())
-    monkeypatch.setattr(Training, "lower", lambda self, devices: (Lowered(), devices))
+    monkeypatch.setattr(Training, "lower", lambda self, devices: (Broken(), devices))
     monkeypatch.setattr(Topology, "devices", lambda self: [])
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    with pytest.raises(UserError, match="fails on this train program for v5e-8") as failed:
         make_plan(job, parse_topology("v5e-8"))
+    assert str(failed.value).endswith(": INTERNAL: Mosaic failed in a fusion")
+
+
+def test_a_setting_on_which_the_compiler_fails_is_passed_over(monkeypatch):
+    tried = []
+
+    class Large:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(REFUSED.format("36.52"))
+
+    def lower(self, devices):
+        tried.append((self.settings["parameter_partitions"], self.settings["microbatches"]))
+        return (Broken() if len(tried) == 2 else Large()), devices
+
+    monkeypatch.setattr(Training, "lower", lower)
+    monkeypatch.setattr(Topology, "devices", lambda self: [])
+    plan = make_plan(Training(MODEL, TrainConfig()), parse_topology("v5e-8"), tries=2)
+    assert (plan.fits, plan.peak) == (False, 36.52)
+    assert tried == [(1, 1), (2, 1), (2, 1), (2, 2)]  # a failure is no try
 
 
 def test_too_large_is_an_answer_with_the_next_setting_that_fits(no_compiler):
@@ -135,6 +160,27 @@ def test_a_search_of_several_hosts_is_called_one(no_compiler):
         assert plan.record()["hosts"] == hosts
         said = "all 2 hosts: gr_jax searches on the devices of one (v5p-8) only" in plan.text()
         assert said == (name == "v5p-16")
+
+
+def test_the_smallest_of_several_slices_and_its_program(no_compiler, tmp_path):
+    no_compiler(lambda job, topology: job.settings["rows"] == 32 * topology.slices)
+    request = Request(
+        generation="v5e",
+        num_slices=2,
+        gin_files=("gin/runs/beir.gin", "gin/models/t5_1_1_tiny.gin"),
+        batch=64,
+        hlo=tmp_path / "programs",
+    )
+    (plan,) = answer(request)
+    assert (plan.topology.name, plan.topology.slices) == ("v5e-1", 2)
+    assert (tmp_path / "programs" / "train.hlo").read_text() == "v5e-1"
+
+
+def test_a_slice_holds_all_parameters(no_compiler):
+    no_compiler(lambda *_: True)
+    model = T5Config.from_name("t5_1_1_xxl", target_vocab_size=2176)
+    plan = smallest(lambda _: Training(model, TrainConfig()), "v5e", slices=2)
+    assert (plan.topology.name, plan.topology.slices) == ("v5e-8", 2)  # not half in each of v5e-4
 
 
 def test_slices_whose_memory_the_parameters_fill_are_not_compiled_for(no_compiler):

@@ -110,15 +110,40 @@ def test_the_way_back_of_a_line_crosses_it():
     assert r.links == {"y": pytest.approx(1000 / LINK)}
 
 
-def test_between_slices_only_a_share_crosses_the_network():
+@pytest.mark.parametrize(
+    ("kind", "groups", "sent"),
+    [
+        ("all-reduce", "{1,2}x{0:3}", 2 * 1200 / 2),
+        ("all-reduce", "{1,2,3}x{0:3}", 2 * 1200 * 2 / 3),
+        ("all-reduce", "{{100000,300000},{200000,400000}}", 2 * 1200 / 2),
+        ("all-gather", "{1,2,3}x{0:3}", 1200 * 2),
+        ("reduce-scatter", "{1,2,3}x{0:3}", 1200 * 2 / 3),
+        ("all-to-all", "{{100000,200000,300000}}", 1200 * 2 / 3),
+        ("all-to-all", "{{100000,100001,200000,200001}}", 1200 / 2),  # half stays in its slice
+        ("one-to-one", "{{100003->200000},{200003->100000}}", 1200),
+    ],
+)
+def test_what_is_sent_to_other_slices_crosses_the_network(kind, groups, sent):
+    slices = dataclasses.replace(parse_topology("v5e-4"), slices=4)
+    r = times(slices, Collective(f"cross-slice-{kind}", 1200, groups))
+    assert r.wire_bytes == {f"cross-slice-{kind}": pytest.approx(sent)}
+    assert r.network == pytest.approx(sent / slices.chip.network_bandwidth)
+    assert r.communication == r.network
+    assert (r.links, r.bound) == ({}, "network")
+
+
+def test_groups_of_a_program_for_several_slices_are_within_one():
     two = dataclasses.replace(parse_topology("v5e-4"), slices=2)
-    r = times(two, Collective("all-reduce", 800, "[1,8]<=[8]"))
-    assert r.network == pytest.approx(2 * 800 / 4 / 2 / two.chip.network_bandwidth)
+    r = times(two, Collective("all-reduce", 800, ""), Collective("all-reduce", 800, "{{0,1,2,3}}"))
+    assert r.wire_bytes == {"all-reduce": pytest.approx(2 * 2 * 800 * 3 / 4)}
     assert set(r.links) == {"x", "y"}
-    r = times(two, Collective("all-reduce", 800, "[4,2]<=[2,4]T(1,0)"))
-    assert r.links == {}
-    assert r.network == pytest.approx(800 / two.chip.network_bandwidth)
-    assert r.bound == "network"
+    assert r.network == 0
+
+
+def test_two_devices_of_a_chip_share_its_network():
+    two = dataclasses.replace(parse_topology("tpu7x-8"), slices=2)
+    r = times(two, Collective("cross-slice-all-reduce", 800, "{1,2}x{0:7}"))
+    assert r.network == pytest.approx(2 * 800 / two.chip.network_bandwidth)
 
 
 def test_products_and_memory_are_those_of_a_device():
