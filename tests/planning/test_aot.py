@@ -77,7 +77,8 @@ def test_a_search_is_compiled_with_weights_over_the_model_axis():
     done = run(
         "--gin_file=gin/runs/beir.gin", "--gin_file=gin/models/t5_1_1_tiny.gin",
         "--gin_bindings=training.Partitioning.model_parallel = 4", "--topology=v5e-16",
-        "--gin_bindings=EvalConfig.partitioning = @training.Partitioning()", "--program=search", "--docids=1000", "--levels=2", "--codes=64", "--beam=4",
+        "--gin_bindings=EvalConfig.partitioning = @training.Partitioning()",
+        "--program=search", "--docids=1000", "--levels=2", "--codes=64", "--beam=4",
         "--queries=2", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
