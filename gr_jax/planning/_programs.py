@@ -215,6 +215,7 @@ class Search:
             "docids": self.trie.docids,
             "levels": len(self.trie.vocabulary.level_sizes),
             "model_parallel": self.partitioning.model_parallel,
+            "parameter_partitions": self.partitioning.parameter_partitions,
         }
 
     def lower(self, devices: Sequence[Any]) -> tuple[Any, list[Any]]:

@@ -16,9 +16,7 @@ from gr_jax.models import InferenceWeights, Precision, T5Config, prepare_inferen
 from gr_jax.models._layout import LAYER_AXIS, scanned_name
 from gr_jax.training import Partitioner
 
-_HELD = (
-    3  # arrays of the checkpoint on the host: queries', keys' and values' kernels are one weight
-)
+_HELD = 3  # arrays on the host: the kernels of queries, keys and values are one weight
 
 
 class SavedParameters:
