@@ -20,7 +20,7 @@ from gr_jax.evaluation import Report, write_run
 from gr_jax.files import local_path
 from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
-from gr_jax.pipeline._evaluate import EvalConfig, evaluate, open_index
+from gr_jax.pipeline._evaluate import EvalConfig, evaluate, on_this_host, open_index
 from gr_jax.pipeline._initial import RANDOM_PARAMETERS, InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, check_inputs, prepare
 from gr_jax.pipeline._workspace import Workspace
@@ -202,6 +202,9 @@ def run(
     Returns:
       The report; None after a dry run, and in all processes but the first.
     """
+    if (spread := on_this_host(evaluation.partitioning)) is not None:
+        # refused now rather than after training
+        spread.parameters(model(vocab_size=_ROW_MULTIPLE, target_vocab_size=_ROW_MULTIPLE))
     train(
         model_dir=model_dir,
         docids=docids,

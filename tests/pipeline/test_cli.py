@@ -465,6 +465,11 @@ def test_bad_settings_are_refused_before_training(beir, tmp_path, capsys, monkey
         ("--gin_bindings=DataConfig.row_length = 8", "row_length"),
         ("--gin_bindings=SyntheticQueries.mix = [('nonsense', 1.0)]", "nonsense"),
         ("--gin_bindings=Partitioning.model_parallel = 30", "model_parallel=30"),
+        (
+            "--gin_bindings=EvalConfig.partitioning = @eval/training.Partitioning()\n"
+            "eval/training.Partitioning.model_parallel = 30",
+            "model_parallel=30",
+        ),
         ("--gin_bindings=DataConfig.batch_size = 0", "batch_size"),
         ("--gin_bindings=TrainConfig.save_period = 0", "save_period"),
         ("--gin_bindings=SyntheticQueries.per_document = -1", "per_document"),
