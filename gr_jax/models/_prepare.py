@@ -70,7 +70,7 @@ def _reader(parameters: Parameters) -> ReadParameter:
 
     def read(name: str) -> Array:
         if name in leaves:
-            return leaves[name]
+            return jnp.asarray(leaves[name])
         scanned, layer = scanned_name(name)
         return jax.lax.dynamic_index_in_dim(leaves[scanned], layer, LAYER_AXIS, keepdims=False)
 

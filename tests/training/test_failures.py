@@ -22,6 +22,7 @@ from gr_jax.training._failures import SPIKE_WINDOW, FailureDetector
 from tests.training.tiny_run import (
     FINGERPRINT,
     STEPS,
+    Altered,
     cache_of,
     make_batches,
     train_tiny,
@@ -108,13 +109,12 @@ def test_documents_are_named_where_they_are_known(tmp_path):
     assert f"({record['examples'][0]['document']})" in message
 
 
-class Relabelled:
+class Relabelled(Altered):
     """Batches of which one has other targets: the start of a label shift, or a damaged shard."""
 
     def __init__(self, step):
-        self.whole = make_batches()
-        self.batch_size, self.examples, self.step = 16, self.whole.examples, step
-        self.cache = self.whole.cache
+        super().__init__()
+        self.step = step
 
     def __call__(self, step):
         batch = self.whole(step)

@@ -24,7 +24,7 @@ from gr_jax.training import (
     read_goodput,
     read_metrics,
 )
-from tests.training.tiny_run import FINGERPRINT, MODEL, STEPS, make_batches, train_tiny
+from tests.training.tiny_run import FINGERPRINT, MODEL, STEPS, Altered, train_tiny
 
 LOGGED = list(range(4, STEPS + 1, 4))
 
@@ -199,17 +199,14 @@ def test_a_refused_run_leaves_the_directory_as_it_was(whole):
 
 
 def test_a_broken_batch_is_raised_and_ends_the_threads(tmp_path):
-    batches = make_batches()
+    class Broken(Altered):
+        def __call__(self, step):
+            if step == 3:
+                raise RuntimeError("no such example")
+            return self.whole(step)
 
-    def broken(step):
-        if step == 3:
-            raise RuntimeError("no such example")
-        return batches(step)
-
-    broken.batch_size = batches.batch_size  # pyright: ignore[reportFunctionMemberAccess]
-    broken.cache = batches.cache  # pyright: ignore[reportFunctionMemberAccess]
     with pytest.raises(RuntimeError, match="no such example"):
-        train_tiny(tmp_path, batches=broken, ema_decay=0.9)
+        train_tiny(tmp_path, batches=Broken(), ema_decay=0.9)
 
 
 class TestMetricsWriter:

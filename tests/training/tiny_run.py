@@ -79,6 +79,16 @@ def make_batches(**changes: Any) -> Batches:
     return Batches(**(settings | changes))
 
 
+class Altered:
+    """`make_batches()`, but for what a test changes."""
+
+    def __init__(self):
+        self.whole = make_batches()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+
 TRAINER = TrainConfig(
     schedule=Schedule(base=1e-2, warmup_steps=2),
     optimizer=Optimizer(),
