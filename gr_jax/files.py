@@ -14,9 +14,13 @@ from pathlib import Path
 from gr_jax.errors import UserError
 
 _WRONG_PATHS = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # Cloud Storage FUSE's, in a bucket without a hierarchical namespace, and other file systems'
-_NO_RENAMES = (errno.EMFILE, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_RENAMES = (errno.EMFILE, *_UNSUPPORTED)
 _TENSORSTORE_ERROR = re.compile(r"os_error_code='(\d+)'")
+
+# what a file system says that has no locks: some NFS and FUSE mounts
+NO_LOCKS = (errno.ENOLCK, *_UNSUPPORTED)
 
 
 def local_path(path: str | Path) -> Path:

@@ -46,10 +46,20 @@ def saved_parameters(path: Path) -> dict[str, LazyArray]:
       UserError: not such a checkpoint, or a damaged one.
     """
     leaves = _read_item(path / STATE)
-    found = leaves_under("ema/", leaves) or leaves_under("params/", leaves)
+    found, _ = _parameters(leaves, "eval")
     if not found:
         raise UserError(f"{path}: not a checkpoint of gr-jax, or damaged")
     return found
+
+
+def _parameters(
+    leaves: dict[str, LazyArray], parameters: Parameters
+) -> tuple[dict[str, LazyArray], bool]:
+    """Those of a checkpoint of ours that are asked for, and whether it has their average."""
+    average = leaves_under("ema/", leaves)
+    if average and parameters == "eval":
+        return average, True
+    return leaves_under("params/", leaves), bool(average)
 
 
 def _own(
@@ -59,15 +69,15 @@ def _own(
     with damage(item.parent / _IDENTITY, "damaged"):
         config = T5Config.from_json(identity["model"]) if identity else None
     step = leaves.get("step")
-    average = leaves_under("ema/", leaves)
+    asked, averaged = _parameters(leaves, parameters)
     return make_source(
         str(path),
         "gr-jax",
-        average if average and parameters == "eval" else leaves_under("params/", leaves),
+        asked,
         config=config,
         step=None if step is None else int(step.read().item()),
         optimizer={n: x for n, x in leaves.items() if n.startswith("opt_state/")},
-        averaged=bool(average),
+        averaged=averaged,
         docid_fingerprint=identity.get("docid_fingerprint"),
     )
 

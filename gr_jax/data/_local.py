@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory, disk_errors
+from gr_jax.files import NO_LOCKS, atomic_directory, disk_errors
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _in_use: dict[Path, int] = {}  # the copies that this process reads: files that it has locked
 
 
@@ -61,7 +59,7 @@ def _lock(mutex: TextIO, folder: Path) -> None:
     try:
         fcntl.flock(mutex, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         raise UserError(
             f"{folder}: has no file locks; choose a directory on a disk of this host"

@@ -22,9 +22,10 @@ def load_collection(corpus: str, *, strict: bool = False) -> Collection:
     """
     if corpus == PYTHON_DOCS:  # a folder of that name is ./python
         return python_docs()
-    if not local_path(corpus).exists():
+    folder = local_path(corpus)
+    if not folder.exists():
         raise UserError(
             f"{corpus}: no such corpus folder; give one that holds corpus.jsonl, queries.jsonl and "
             f"qrels/, or {PYTHON_DOCS!r} for the embedded default"
         )
-    return read_collection(local_path(corpus), strict=strict)
+    return read_collection(folder, strict=strict)

@@ -13,8 +13,9 @@ from typing import Any
 
 from gr_jax import distributed
 from gr_jax.corpus import Collection, read_queries
+from gr_jax.data import Batches
 from gr_jax.decoding import Score
-from gr_jax.docids import DocidAssigner
+from gr_jax.docids import DocidAssigner, DocidMap
 from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, write_run
 from gr_jax.files import local_path
@@ -141,7 +142,12 @@ def _fit(
             seed=trainer.seed,
             docid_fingerprint=prepared.docid_map.fingerprint,
         )
-    total_steps = _total_steps(workspace, trainer, model, prepared, partitioner, log)
+    batches = prepared.batches(
+        row_multiple=row_multiple(trainer, partitioner.data_parallel), seed=trainer.seed
+    )
+    total_steps = _total_steps(
+        workspace, trainer, model, batches, prepared.docid_map, partitioner, log
+    )
     spec = IndexSpec(
         model=model,
         docid_fingerprint=prepared.docid_map.fingerprint,
@@ -162,9 +168,7 @@ def _fit(
         train_model(
             trainer,
             model,
-            prepared.batches(
-                row_multiple=row_multiple(trainer, partitioner.data_parallel), seed=trainer.seed
-            ),
+            batches,
             partitioner,
             workspace.path,
             total_steps=total_steps,
@@ -331,7 +335,8 @@ def _total_steps(
     workspace: Workspace,
     trainer: TrainConfig,
     config: T5Config,
-    prepared: Prepared,
+    batches: Batches,
+    docid_map: DocidMap,
     partitioner: Partitioner,
     log: Log,
 ) -> int:
@@ -343,7 +348,7 @@ def _total_steps(
     settings = {
         "minutes": trainer.minutes,
         "model": config.to_json(),
-        "batch_size": prepared.config.batch_size,
+        "batch_size": batches.batch_size,
     }
     planned = workspace.noted("plan")
     if planned and _of_models(planned["settings"]) == _of_models(settings):
@@ -354,15 +359,7 @@ def _total_steps(
             f"{workspace.path}: was started with minutes={minutes} and other settings; go on with "
             "those, or give another model directory"
         )
-    seconds = measure_steps(
-        trainer,
-        config,
-        prepared.batches(
-            row_multiple=row_multiple(trainer, partitioner.data_parallel), seed=trainer.seed
-        ),
-        partitioner,
-        prepared.docid_map,
-    )
+    seconds = measure_steps(trainer, config, batches, partitioner, docid_map)
     seconds = distributed.from_first("timing", seconds)
     steps = max(round(trainer.minutes * 60 / seconds), 1)
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import hashlib
 import json
@@ -33,10 +32,8 @@ from typing import Any
 from gr_jax import distributed
 from gr_jax.corpus import Corpus, write_corpus
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_file, disk_errors, local_path
+from gr_jax.files import NO_LOCKS, atomic_file, disk_errors, local_path
 
-# what a file system says that has no locks: some NFS and FUSE mounts
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
@@ -118,7 +115,7 @@ class Workspace:
                     "another model directory"
                 ) from error
             except OSError as error:
-                if error.errno not in _NO_LOCKS:
+                if error.errno not in NO_LOCKS:
                     raise
             since = datetime.datetime.now(datetime.UTC).isoformat(" ")  # to the microsecond
             holder = f"process {os.getpid()} of {socket.gethostname()}, since {since},"

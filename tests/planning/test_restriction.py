@@ -8,23 +8,13 @@ from hypothesis import strategies as st
 
 from gr_jax.decoding import Trie
 from gr_jax.docids import DocidMap
-from gr_jax.models import T5Config
 from gr_jax.planning import Training, random_docids
 from gr_jax.planning._restriction import abstract_restriction
 from gr_jax.training import TrainConfig
 from gr_jax.training._restriction import ChildrenRestriction, make_restriction
+from tests.planning.test_plan import MODEL
 
 SIZES = (5, 4, 3)
-MODEL = T5Config(
-    vocab_size=128,
-    target_vocab_size=128,
-    emb_dim=16,
-    num_heads=8,
-    head_dim=4,
-    mlp_dim=32,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-)
 
 
 def map_of(rows, sizes=SIZES) -> DocidMap:
@@ -36,6 +26,14 @@ def map_of(rows, sizes=SIZES) -> DocidMap:
 
 def shapes(restriction) -> list[tuple[tuple[int, ...], str]]:
     return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(restriction)]
+
+
+def children_of(docid_map) -> tuple[ChildrenRestriction, ChildrenRestriction]:
+    """The restriction that training makes, and the planner's."""
+    real = make_restriction("children", docid_map)
+    planned = abstract_restriction("children", Trie.from_docid_map(docid_map).shape)
+    assert isinstance(real, ChildrenRestriction) and isinstance(planned, ChildrenRestriction)
+    return real, planned
 
 
 def code(level):
@@ -51,10 +49,7 @@ any_length = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(whole)
 def test_sizes_are_exact_for_docids_of_all_levels(rows):
-    docid_map = map_of(rows)
-    real = make_restriction("children", docid_map)
-    planned = abstract_restriction("children", Trie.from_docid_map(docid_map).shape)
-    assert isinstance(real, ChildrenRestriction) and isinstance(planned, ChildrenRestriction)
+    real, planned = children_of(map_of(rows))
     assert shapes(planned) == shapes(real)
     assert (planned.vocabulary, planned.fan_out) == (real.vocabulary, real.fan_out)
 
@@ -62,10 +57,7 @@ def test_sizes_are_exact_for_docids_of_all_levels(rows):
 @settings(deadline=None, max_examples=60)
 @given(any_length)
 def test_sizes_are_upper_bounds_for_docids_of_any_length(rows):
-    docid_map = map_of(rows)
-    real = make_restriction("children", docid_map)
-    planned = abstract_restriction("children", Trie.from_docid_map(docid_map).shape)
-    assert isinstance(real, ChildrenRestriction) and isinstance(planned, ChildrenRestriction)
+    real, planned = children_of(map_of(rows))
     assert len(real.token) <= planned.token.shape[0] <= 1 + (len(SIZES) + 1) * len(rows)
     assert real.fan_out <= planned.fan_out <= real.fan_out + 1
 
