@@ -172,12 +172,16 @@ def wait_until(there: Callable[[], bool], otherwise: str) -> None:
         time.sleep(_FILE_PATIENCE / 60)
 
 
-def from_first[T](name: str, value: T) -> T:
-    """Process 0's `value` (JSON) in every process."""
+def from_first[T](name: str, find: Callable[[], T]) -> T:
+    """What `find` gives in process 0 (JSON), which alone calls it, in every process.
+
+    Raises:
+      UserError: it failed in process 0.
+    """
     with first_process_first(name) as told:
         if is_first():
-            told["value"] = value
-    return told.get("value", value)
+            told["value"] = find()
+    return told["value"]
 
 
 def only_first[T](name: str, work: Callable[[], T]) -> T | None:

@@ -132,7 +132,7 @@ def _fit(
     """Trains `model` on what is prepared; see `train`."""
     shardings = partitioner.parameters(model)  # refuses what does not divide
     start = initial.origin()
-    trained = distributed.from_first("the state of the run", workspace.trained)
+    trained = distributed.from_first("the state of the run", lambda: workspace.trained)
     if not trained:
         start = initial.start(
             model,
@@ -360,7 +360,7 @@ def _total_steps(
             "those, or give another model directory"
         )
     seconds = measure_steps(trainer, config, batches, partitioner, docid_map)
-    seconds = distributed.from_first("timing", seconds)
+    seconds = distributed.from_first("timing", lambda: seconds)
     steps = max(round(trainer.minutes * 60 / seconds), 1)
     log(f"one step takes {seconds * 1000:.0f} ms: {steps:,} steps in {trainer.minutes:g} minutes")
     if distributed.is_first():

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from gr_jax import distributed
+from gr_jax.checkpoints import saved_parameters
 from gr_jax.errors import UserError, damage
 from gr_jax.files import disk_errors
 from gr_jax.models import T5Config
@@ -163,35 +165,6 @@ class Checkpoints:
             )
             return restored["state"]
 
-    def restore_eval_parameters(self, step: int) -> Any:
-        """`TrainState.eval_params` of a checkpoint, on the default device.
-
-        Raises:
-          UserError: the checkpoint is damaged.
-        """
-        path = self._directory / f"checkpoint_{step}"
-        reader = ocp.Checkpointer(
-            ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone()),
-            multiprocessing_options=_alone(),
-        )
-        with damage(path, "the checkpoint is damaged"), reader as checkpointer:
-            tree = checkpointer.metadata(path / "state").item_metadata.tree
-            name = "params" if tree["ema"] is None else "ema"
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            wanted = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                {name: tree[name]},
-            )
-            restored = checkpointer.restore(
-                path / "state",
-                args=ocp.args.PyTreeRestore(
-                    wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                ),
-            )
-            return restored[name]
-
     def close(self) -> None:
         """Waits for pending saves and releases the directory."""
         self.wait()
@@ -253,12 +226,9 @@ def load_eval_parameters(
     Raises:
       UserError: as `find_eval_checkpoint`.
     """
-    _, step = find_eval_checkpoint(model_dir, docid_fingerprint, step)
-    checkpoints = Checkpoints(model_dir, read_only=True)
-    try:
-        return checkpoints.restore_eval_parameters(step), step
-    finally:
-        checkpoints.close()
+    path, step = find_eval_checkpoint(model_dir, docid_fingerprint, step)
+    arrays = {name: array.read() for name, array in saved_parameters(path).items()}
+    return jax.device_put(unflatten_dict(arrays, sep="/"), jax.local_devices()[0]), step
 
 
 def find_eval_checkpoint(

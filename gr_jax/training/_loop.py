@@ -263,7 +263,7 @@ def _first_state(
     """The newest checkpoint's, or that of a run that begins."""
     ema = config.ema_decay > 0
     # a network's file system may not show all hosts the same
-    latest = distributed.from_first("the newest checkpoint", checkpoints.latest_step)
+    latest = distributed.from_first("the newest checkpoint", lambda: checkpoints.latest_step)
     if latest is None:
         return init_state(model, optimizer, partitioner, seed=config.seed, ema=ema, start=start)
     with distributed.together("going on"):
@@ -309,7 +309,8 @@ def _what_decides(config: TrainConfig, batches: Batches, start: Start | None = N
         "batch_size": batches.batch_size,
         "row_length": batches.row_length,
         "max_per_row": batches.max_targets if batches.pack else 1,
-        "examples": batches.cache.fingerprint,
+        # some thousand reads all over the files: one host is enough
+        "examples": distributed.from_first("the examples", lambda: batches.cache.fingerprint),
         "initial": start.origin if start else None,
     }
     return json.dumps(decides, sort_keys=True)
