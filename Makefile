@@ -3,10 +3,11 @@
 # make check         what CI runs: lint, types, tests
 # make bench-decode  the search beside Hugging Face's, and what else it costs; needs TORCH_PYTHON
 # make bench-train   the training step beside Hugging Face's; needs TORCH_PYTHON
+# make bench-gpu     both on a GPU, where JAX and torch find one; needs TORCH_PYTHON
 # make bench-input   the input pipeline beside what pods consume
 # make pods          the tables of docs/pods.md: compiles for TPUs without one; hours
 # make test-aot      the tests that compile for TPUs without one
-.PHONY: quickstart test test-slow test-aot lint types check torch bench-decode bench-train bench-input pods aot install clean
+.PHONY: quickstart test test-slow test-aot lint types check torch bench-decode bench-train bench-gpu bench-input pods aot install clean
 
 VENV ?= .venv
 # the newest Python that the pinned versions were tested with comes first
@@ -60,6 +61,15 @@ bench-decode: torch
 bench-train: torch
 	$(BIN)/python -m benchmarks.train --torch_python $(TORCH_PYTHON) --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.train --torch_python $(TORCH_PYTHON) --precision bfloat16 --output $(BENCH_OUTPUT)
+
+# on a machine with a GPU: both sides on it, bfloat16
+bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE = false
+bench-gpu: torch
+	$(BIN)/python -m benchmarks.decode --torch_python $(TORCH_PYTHON) --output $(BENCH_OUTPUT) \
+		--model t5_1_1_base --docids 110000 --cells 1x10 16x10 256x10 --repeats 51 \
+		--precision bfloat16 --hf_dtype bfloat16
+	$(BIN)/python -m benchmarks.train --torch_python $(TORCH_PYTHON) --output $(BENCH_OUTPUT) \
+		--rows text docid packed large --precision bfloat16 --repeats 21
 
 bench-input: $(STAMP)
 	mkdir -p build

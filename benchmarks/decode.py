@@ -2,10 +2,12 @@
 
     python -m benchmarks.decode --torch_python PYTHON_WITH_TORCH
 
-Both sides answer the same queries with the same random T5-small and the same docids; each
-repetition has queries of its own. Calls take turns: while one side is timed, the other waits. Times
-go from source tokens on the host to answers on the host and include the encoder. One line of JSON
-per cell and score goes to standard output (and `--output`), a table to standard error.
+Both sides answer the same queries with the same random T5 and the same docids, on the same device:
+a GPU's half needs a Python whose torch finds it, and XLA_PYTHON_CLIENT_PREALLOCATE=false, so that
+both have memory (`make bench-gpu`). Each repetition has queries of its own. Calls take turns: while
+one side is timed, the other waits. Times go from source tokens on the host to answers on the host
+and include the encoder. One line of JSON per cell and score goes to standard output (and
+`--output`), a table to standard error.
 
 Nothing else may run meanwhile: torch's threads wait for each other actively, and where another
 process takes a core, its times grow tenfold while ours hardly double. `load` and `ratio_of_minima`
@@ -37,22 +39,42 @@ import numpy as np
 from benchmarks import hugging_face as hf
 from gr_jax.decoding import BeamSearch, Trie
 from gr_jax.docids import DocidMap, DocidVocabulary
-from gr_jax.models import T5Config, prepare_inference
+from gr_jax.models import VARIANTS, T5Config, prepare_inference
 
 LEVELS, SHORTEST, CODES = 8, 4, 256
 SOURCE_LENGTH = 32
-MODEL = {
-    "vocab_size": 32128, "d_model": 512, "d_ff": 1024, "num_heads": 6, "d_kv": 64,
-    "num_layers": 8, "num_decoder_layers": 8,
-    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-}  # fmt: skip
+
 SCORES = ("full", "level", "children")
-# How many times faster than Hugging Face a search shall be, per (batch, beam).
+# How many times faster than Hugging Face a search shall be, per (batch, beam): T5-small on a CPU.
 TARGETS = {
     "full": {(1, 10): 5, (16, 10): 5, (1, 100): 3, (16, 100): 8},
     "level": {(1, 10): 7, (16, 10): 7, (1, 100): 9, (16, 100): 13},
     "children": {(1, 10): 10, (16, 10): 10, (1, 100): 15, (16, 100): 25},
 }
+
+
+def hugging_face_config(name: str) -> dict[str, Any]:
+    """The shape of a published T5 1.1 as Hugging Face's `T5Config` has it."""
+    ours = T5Config.from_name(name)
+    return {
+        "vocab_size": ours.vocab_size,
+        "d_model": ours.emb_dim,
+        "d_ff": ours.mlp_dim,
+        "num_heads": ours.num_heads,
+        "d_kv": ours.head_dim,
+        "num_layers": ours.num_encoder_layers,
+        "num_decoder_layers": ours.num_decoder_layers,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
+
+
+MODEL = hugging_face_config("t5_1_1_small")
+
+
+def torch_device() -> str:
+    """Where torch computes beside us: on the kind of device that JAX has found."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
 class Worker:
@@ -103,12 +125,18 @@ def make_trie(docids: np.ndarray, *, eos: bool = True) -> Trie:
     return Trie.from_docid_map(DocidMap(names, docids, sizes), vocabulary)
 
 
-def matmul_gflops(dtype: str) -> float:
-    """The rate of matrix products in the shape of a search's, on the default device."""
+def matmul_gflops(dtype: str, shape: tuple[int, int, int] = (1600, 512, 1152)) -> float:
+    """The rate of matrix products on the default device.
+
+    Args:
+      dtype: of the matrices.
+      shape: rows, width and inner width of a feed-forward layer: a search's, by default.
+    """
+    rows, width, inner = shape
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((1600, 512)), dtype)
-    a = jnp.asarray(rng.standard_normal((512, 1152)) / 23, dtype)
-    b = jnp.asarray(rng.standard_normal((1152, 512)) / 34, dtype)
+    x = jnp.asarray(rng.standard_normal((rows, width)), dtype)
+    a = jnp.asarray(rng.standard_normal((width, inner)) / width**0.5, dtype)
+    b = jnp.asarray(rng.standard_normal((inner, width)) / inner**0.5, dtype)
     chain = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, y: y @ a @ b, x))
     chain(x).block_until_ready()
     times = []
@@ -116,28 +144,30 @@ def matmul_gflops(dtype: str) -> float:
         start = time.perf_counter()
         chain(x).block_until_ready()
         times.append(time.perf_counter() - start)
-    return 10 * 4 * 1600 * 512 * 1152 / float(np.median(times)) / 1e9
+    return 10 * 4 * rows * width * inner / float(np.median(times)) / 1e9
 
 
-def search_flops(docids: np.ndarray, batch: int, beam: int, score: str) -> float:
+def search_flops(
+    model: dict[str, Any], docids: np.ndarray, batch: int, beam: int, score: str
+) -> float:
     """Floating point operations of a plain search: every live prefix through the whole decoder.
 
     The encoder runs, and its output is projected to keys and values, once per query; step 0 has one
     prefix, and a step no more than there are prefixes. A search that leaves out steps whose outcome
     is certain (`children`) needs fewer.
     """
-    d, ff = MODEL["d_model"], MODEL["d_ff"]
-    inner, source = MODEL["num_heads"] * MODEL["d_kv"], SOURCE_LENGTH
-    columns = MODEL["vocab_size"] if score == "full" else CODES + 1
+    d, ff = model["d_model"], model["d_ff"]
+    inner, source = model["num_heads"] * model["d_kv"], SOURCE_LENGTH
+    columns = model["vocab_size"] if score == "full" else CODES + 1
     feed_forward = 2 * 3 * d * ff
     token = 2 * 4 * d * inner + 4 * source * inner + feed_forward
-    total = MODEL["num_layers"] * source * token
-    total += MODEL["num_decoder_layers"] * source * 2 * 2 * d * inner
+    total = model["num_layers"] * source * token
+    total += model["num_decoder_layers"] * source * 2 * 2 * d * inner
     for step in range(LEVELS + 1):
         prefixes = docids[docids[:, step - 1] >= 0, :step] if step else docids[:1, :0]
         live = min(beam, len(np.unique(prefixes, axis=0)) if step else 1)
         layer = 2 * 6 * d * inner + 4 * (source + step + 1) * inner + feed_forward
-        total += live * (MODEL["num_decoder_layers"] * layer + 2 * d * columns)
+        total += live * (model["num_decoder_layers"] * layer + 2 * d * columns)
     return float(batch * total)
 
 
@@ -174,12 +204,14 @@ class Benchmark:
             (hf.FIRST_TOKEN,) * LEVELS,
         )
         self.row_of = {tuple(t for t in row if t): i for i, row in enumerate(tokens.tolist())}
-        weights = hf.make_weights(MODEL, options.seed)
-        config = T5Config.from_name("t5_1_1_small")
-        parameters = jax.device_put(hf.t5x_tree(MODEL, weights))
+        self.model = hugging_face_config(options.model)
+        weights = hf.make_weights(self.model, options.seed)
+        config = T5Config.from_name(options.model)
+        parameters = jax.device_put(hf.t5x_tree(self.model, weights))
         self.weights = prepare_inference(config, parameters, options.precision)
         self.trie = make_trie(self.docids)
         self.facts: dict[str, Any] = {
+            "model": options.model,
             "precision": options.precision,
             "docids": len(self.docids),
             "device": device_name(),
@@ -196,11 +228,12 @@ class Benchmark:
         self.worker = Worker(options.torch_python, hf.__file__)
         self.worker.ask(
             "load",
-            config=MODEL,
+            config=self.model,
             model=str(folder / "weights.npz"),
             docids=str(folder / "docids.npz"),
             threads=len(os.sched_getaffinity(0)),
             dtype=dtype,
+            device=torch_device(),
         )
         self.facts["hf_dtype"] = dtype
         self.facts["hf_matmul_gflops"] = self.worker.ask("matmul")["gflops"]
@@ -226,7 +259,7 @@ class Benchmark:
         shape = (batch, SOURCE_LENGTH)
         full_rows, same = None, []
         for repetition in range(-1, options.repeats):  # -1 compiles and warms up
-            source = rng.integers(hf.FIRST_TOKEN, MODEL["vocab_size"], shape, np.int32)
+            source = rng.integers(hf.FIRST_TOKEN, self.model["vocab_size"], shape, np.int32)
             shift = repetition % len(sides)
             for side in sides[shift:] + sides[:shift]:  # no side always comes first
                 time.sleep(0.05)  # threads of the side before come to rest
@@ -260,7 +293,8 @@ class Benchmark:
     ) -> dict[str, Any]:
         ours = float(np.median(times[score]))
         theirs = float(np.median(times["hf"])) if "hf" in times else None
-        rate = search_flops(self.docids, batch, beam, score) / ours / 1e6
+        aims = TARGETS[score] if self.model == MODEL and torch_device() == "cpu" else {}
+        rate = search_flops(self.model, self.docids, batch, beam, score) / ours / 1e6
         return {
             "batch": batch,
             "beam": beam,
@@ -271,7 +305,7 @@ class Benchmark:
             "hf_min_ms": min(times["hf"]) if theirs else None,
             "ratio": theirs / ours if theirs else None,
             "ratio_of_minima": min(times["hf"]) / min(times[score]) if theirs else None,
-            "target": TARGETS[score].get((batch, beam)),
+            "target": aims.get((batch, beam)),
             "same_answers": float(np.mean(same)) if same and score == "full" else None,
             "repeats": self.options.repeats,
             "load": os.getloadavg()[0],
@@ -347,6 +381,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser, list(TARGETS["full"]))
     parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=SCORES)
+    known = [name for name in VARIANTS if name.startswith("t5_1_1_")]
+    parser.add_argument("--model", default="t5_1_1_small", choices=known)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--hf_dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--docids", type=int, default=100_000, help="size of the corpus")

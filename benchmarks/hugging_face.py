@@ -275,7 +275,7 @@ def generate(
     """
     import torch
 
-    tokens = torch.from_numpy(np.asarray(source, np.int64))
+    tokens = torch.from_numpy(np.asarray(source, np.int64)).to(model.device)
     settings: dict[str, Any] = {"num_beams": beams}
     if beams > 1:
         settings |= {
@@ -296,15 +296,15 @@ def generate(
             **settings,
         )
         if not scores:
-            return out.numpy(), None
-        sequences = out.sequences.numpy()
+            return out.cpu().numpy(), None
+        sequences = out.sequences.cpu().numpy()
         if beams > 1:
-            return sequences, out.sequences_scores.float().numpy()
+            return sequences, out.sequences_scores.float().cpu().numpy()
         # greedy search reports no score of the whole: [n, steps]
         chosen = out.sequences[:, 1:, None]
         steps = torch.stack(out.logits, dim=1).float().log_softmax(-1).gather(2, chosen)[..., 0]
         ended = (chosen[..., 0] == EOS).long().cumsum(1) - (chosen[..., 0] == EOS).long()
-        return sequences, torch.where(ended > 0, 0.0, steps).sum(1).numpy()
+        return sequences, torch.where(ended > 0, 0.0, steps).sum(1).cpu().numpy()
 
 
 def ranked_docids(
@@ -333,6 +333,14 @@ def ranked_docids(
 
 def _seven_digits(x: Any) -> Any:
     return [_seven_digits(y) for y in x] if isinstance(x, list) else float(f"{x:.7g}")
+
+
+def synchronize() -> None:
+    """Waits for what a GPU, if there is one, has been asked to do."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def versions() -> dict[str, str]:
@@ -418,7 +426,7 @@ class Worker:
     {"op": "info"}
       -> versions and threads
     {"op": "load", "config": {...}, "model": NPZ or null, "docids": NPZ, "seed": 0, "threads": 2,
-     "dtype": "float32" or "bfloat16"}
+     "dtype": "float32" or "bfloat16", "device": "cpu" or "cuda"}
       builds the model (random weights without an npz of them under Hugging Face's names) and the
       constraint for the npz's `tokens`, int32 [docids, length], each ending with 1, then 0
     {"op": "generate", "source": NPY, "beams": 10, "constrained": true, "repeat": 1,
@@ -450,7 +458,8 @@ class Worker:
             with np.load(request["model"]) as file:
                 weights = dict(file)
         model = build_model(request["config"], weights, request.get("seed", 0))
-        self.model = model.to(getattr(torch, request.get("dtype", "float32")))
+        dtype = getattr(torch, request.get("dtype", "float32"))
+        self.model = model.to(device=request.get("device", "cpu"), dtype=dtype)
         with np.load(request["docids"]) as file:
             tokens = file["tokens"]
         self.constraint = prefix_constraint(tokens)
@@ -483,15 +492,17 @@ class Worker:
     def matmul(self, _request: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        dtype = torch.float32 if self.model is None else self.model.dtype
-        x = torch.randn(1600, 512, dtype=dtype)
-        a, b = torch.randn(512, 1152, dtype=dtype) / 23, torch.randn(1152, 512, dtype=dtype) / 34
+        on = {"dtype": self.model.dtype, "device": self.model.device}
+        x = torch.randn(1600, 512, **on)
+        a, b = torch.randn(512, 1152, **on) / 23, torch.randn(1152, 512, **on) / 34
         times = []
         with torch.inference_mode():
             for _ in range(7):
+                synchronize()
                 start = time.perf_counter()
                 for _ in range(10):
                     x = x @ a @ b
+                synchronize()
                 times.append(time.perf_counter() - start)
         return {"gflops": 10 * 4 * 1600 * 512 * 1152 / float(np.median(times)) / 1e9}
 

@@ -23,7 +23,7 @@ class Trainer:
     {"op": "info"}
       -> versions and threads
     {"op": "load", "config": {...}, "model": NPZ, "threads": 2, "dtype": "float32" or "bfloat16",
-     "compiled": false, "learning_rate": 1e-3, "b1": 0.9, "b2": 0.99}
+     "device": "cpu" or "cuda", "compiled": false, "learning_rate": 1e-3, "b1": 0.9, "b2": 0.99}
       builds the model and its AdamW; bfloat16 is by autocast: parameters stay float32
     {"op": "step", "batch": NPZ}
       -> "ms" of one step, from arrays on the host to new parameters, and its "loss"; the npz has
@@ -42,7 +42,9 @@ class Trainer:
 
         torch.set_num_threads(request["threads"])
         with np.load(request["model"]) as file:
-            model = hf.build_model(request["config"], dict(file), 0).train()
+            model = hf.build_model(request["config"], dict(file), 0)
+        self.device = request["device"]
+        model = model.to(self.device).train()
         # fused: one pass over each parameter, torch's fastest
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -61,16 +63,21 @@ class Trainer:
         with np.load(request["batch"]) as file:
             source, target = file["source"].astype(np.int64), file["target"].astype(np.int64)
         start = time.perf_counter()
-        cast = torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
+        cast = (
+            torch.autocast(self.device, torch.bfloat16)
+            if self.bfloat16
+            else contextlib.nullcontext()
+        )
         with cast:
             loss = self.model(
-                input_ids=torch.from_numpy(source),
-                attention_mask=torch.from_numpy(source != 0),
-                labels=torch.from_numpy(np.where(target == 0, -100, target)),
+                input_ids=torch.from_numpy(source).to(self.device),
+                attention_mask=torch.from_numpy(source != 0).to(self.device),
+                labels=torch.from_numpy(np.where(target == 0, -100, target)).to(self.device),
             ).loss
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        hf.synchronize()
         return {"ms": 1e3 * (time.perf_counter() - start), "loss": float(loss.detach())}
 
 
