@@ -1,15 +1,13 @@
 """Hugging Face's safetensors: names, and reading slices of them.
 
 The header of the files says what a model has. `config.json` is only asked for what no header tells
-(activation function, distances, dropout, where docid tokens begin): transformers 5 writes
-`tie_word_embeddings: true` whatever the model is.
+(activation function, distances, dropout, whether logits are scaled, where docid tokens begin).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,15 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
+from gr_jax.checkpoints._hugging_face_config import (
+    CONFIG,
+    FINGERPRINT,
+    OFFSET,
+    check_sizes,
+    read_config,
+    scales_logits,
+    settings,
+)
 from gr_jax.checkpoints._lazy import Index, LazyArray, rows, transpose
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_bytes
 from gr_jax.checkpoints._source import ParameterSource, make_source
@@ -25,9 +32,6 @@ from gr_jax.models._layout import split_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-OFFSET = "docid_token_offset"
-FINGERPRINT = "docid_fingerprint"
 SHARED = "shared.weight"
 LM_HEAD = "lm_head.weight"
 
@@ -112,10 +116,10 @@ def open_hugging_face(path: Path) -> ParameterSource:
     """
     folder = path if path.is_dir() else path.parent
     tensors = _tensors(path)
-    config = _config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     shared = _table(path, tensors)
     offset = config.get(OFFSET)
-    if offset is not None and not 0 < offset < shared.shape[0]:
+    if offset is not None and offset >= shared.shape[0]:
         raise UserError(
             f"{folder / CONFIG}: {OFFSET} is {offset}, but {SHARED} has {shared.shape[0]} rows"
         )
@@ -124,10 +128,13 @@ def open_hugging_face(path: Path) -> ParameterSource:
     if offset is not None:
         raw[TARGET_EMBEDDING] = rows(shared, offset, shared.shape[0])
     head = tensors.pop(LM_HEAD, None)
-    # old files write the tied head of T5 1.0 out
-    if head is not None and not same_bytes(head, shared):
-        own = head if offset is None else rows(head, offset, head.shape[0])
-        raw[HEAD] = transpose(own)
+    if head is not None and same_bytes(head, shared):
+        head = None  # old files write the tied head of T5 1.0 out
+    scaled = scales_logits(config, own_head=head is not None)
+    if head is not None or not scaled:
+        head = head or shared
+        kernel = transpose(rows(head, offset or 0, head.shape[0]))
+        raw[HEAD] = _times(kernel, shared.shape[1] ** -0.5) if scaled else kernel
     for theirs, tensor in tensors.items():
         name = t5x_name(theirs)
         if name is None and _UNUSED.fullmatch(theirs):
@@ -135,14 +142,26 @@ def open_hugging_face(path: Path) -> ParameterSource:
         if name is None:
             raise UserError(f"{path}: not a T5 that gr-jax knows: it has {theirs}")
         raw[name] = transpose(tensor) if is_transposed(name) else tensor
-    return make_source(
+    source = make_source(
         str(path),
         "hugging face",
         _biases(raw),
-        known=_known(folder / CONFIG, config),
+        known=settings(folder / CONFIG, config, raw),
         docid_fingerprint=config.get(FINGERPRINT),
         record=config,
     )
+    check_sizes(folder / CONFIG, config, source.config)
+    return source
+
+
+def _times(array: LazyArray, factor: float) -> LazyArray:
+    """The same values times a factor, rounded once."""
+    exact = np.promote_types(array.dtype, np.float32)
+
+    def fetch(index: Index) -> np.ndarray:
+        return (array.fetch(index).astype(exact) * factor).astype(array.dtype)
+
+    return LazyArray(array.shape, array.dtype, fetch)
 
 
 def _tensors(path: Path) -> dict[str, LazyArray]:
@@ -207,27 +226,3 @@ def _biases(raw: dict[str, LazyArray]) -> dict[str, LazyArray]:
         for name in biases:
             raw[name.replace("layers_0/", "")] = raw.pop(name)
     return raw
-
-
-def _config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    with damage(path, "damaged"):
-        return dict(json.loads(path.read_text("utf-8")))
-
-
-def _known(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    known: dict[str, Any] = {}
-    if projection := config.get("feed_forward_proj"):
-        *gated, name = projection.split("-")
-        if name == "gelu" and not gated:
-            raise UserError(f"{path}: feed_forward_proj is the exact GELU; gr-jax has gelu_new")
-        name = "gelu" if name == "gelu_new" else name
-        known["mlp_activations"] = (name, "linear") if gated else (name,)
-    if (distance := config.get("relative_attention_max_distance")) is not None:
-        known["relpos_max_distance"] = distance
-    if (rate := config.get("dropout_rate")) is not None:
-        known["dropout_rate"] = rate
-    if config.get("layer_norm_epsilon", 1e-6) != 1e-6:
-        raise UserError(f"{path}: layer_norm_epsilon is not 1e-6, which gr-jax's T5 always has")
-    return known

@@ -15,17 +15,15 @@ import numpy as np
 
 from gr_jax.checkpoints._canonical import per_layer_biases
 from gr_jax.checkpoints._hugging_face import (
-    CONFIG,
     DTYPES,
-    FINGERPRINT,
     INDEX,
     LM_HEAD,
-    OFFSET,
     SHARED,
     WEIGHTS,
     hugging_face_name,
     is_transposed,
 )
+from gr_jax.checkpoints._hugging_face_config import CONFIG, FINGERPRINT, OFFSET
 from gr_jax.checkpoints._lazy import LazyArray, cast, concatenate, transpose, zeros
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING
 from gr_jax.checkpoints._source import ParameterSource
@@ -53,7 +51,8 @@ def write_hugging_face(
     """Writes `model.safetensors` (or shards and their index) and `config.json`.
 
     `from_pretrained` of transformers' T5, mT5 or umT5 class reads it. An untied head is always
-    written, with `tie_word_embeddings: false`, without which T5's class scales the logits.
+    written, with `tie_word_embeddings: false` and, for T5's class, `scale_decoder_outputs: false`:
+    without the first transformers 4 scales the logits, without both transformers 5.
 
     **Docid models.** Hugging Face's T5 has one token table for both sides, so text and docid tokens
     become one vocabulary: rows `[0, vocab_size)` of `shared.weight` are the text's, the rows from
@@ -198,6 +197,8 @@ def _config(source: ParameterSource, family: Family, dtype: np.dtype) -> dict[st
         "dtype": str(dtype),
         "torch_dtype": str(dtype),  # its name before transformers 4.56
     }
+    if family == "t5":
+        config["scale_decoder_outputs"] = model.logits_via_embedding
     if offset:
         config[OFFSET] = offset
         if source.docid_fingerprint:
