@@ -9,11 +9,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import safe_open
 
 from gr_jax.checkpoints._hugging_face_config import (
     CONFIG,
@@ -25,6 +22,7 @@ from gr_jax.checkpoints._hugging_face_config import (
     settings,
 )
 from gr_jax.checkpoints._lazy import Index, LazyArray, rows, transpose
+from gr_jax.checkpoints._safetensors import open_safetensors
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_bytes
 from gr_jax.checkpoints._source import ParameterSource, make_source
 from gr_jax.errors import UserError, damage
@@ -34,14 +32,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARED = "shared.weight"
 LM_HEAD = "lm_head.weight"
-
-# safetensors' names of dtypes
-DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
 
 _MLP = ("wi", "wi_0", "wi_1", "wo")
 _PROJECTIONS = {"q": "query", "k": "key", "v": "value", "o": "out"}
@@ -168,41 +158,27 @@ def _tensors(path: Path) -> dict[str, LazyArray]:
     """Every tensor of a file or of a folder's shards."""
     index = path / INDEX
     if path.is_dir() and not (path / WEIGHTS).exists() and index.exists():
-        with damage(index, "damaged"):
-            weights = json.loads(index.read_text("utf-8"))["weight_map"]
+        weights = _weight_map(index)
         files = sorted(set(weights.values()))
         tensors = {}
         for name in files:
             if not (path / name).is_file():
                 raise UserError(f"{path / name}: missing, {INDEX} names it; copy it there")
-            tensors |= _open_file(path / name)
+            tensors |= open_safetensors(path / name)
         if lost := sorted(weights.keys() - tensors.keys()):
             raise UserError(f"{path / weights[lost[0]]}: has no {lost[0]}, {INDEX} says it has")
         return tensors
-    return _open_file(path / WEIGHTS if path.is_dir() else path)
+    return open_safetensors(path / WEIGHTS if path.is_dir() else path)
 
 
-def _open_file(path: Path) -> dict[str, LazyArray]:
-    with damage(path, "not a whole safetensors file"):
-        stream = safe_open(path, framework="np")
-        tensors = {}
-        for name in stream.keys():  # noqa: SIM118  safe_open is no mapping
-            tensor = stream.get_slice(name)
-            dtype = DTYPES.get(tensor.get_dtype())
-            if dtype is None:
-                raise UserError(
-                    f"{path}: {name} is {tensor.get_dtype()}: only {', '.join(DTYPES)} can be read"
-                )
-            tensors[name] = LazyArray(tuple(tensor.get_shape()), dtype, _reader(path, tensor))
-    return tensors
-
-
-def _reader(path: Path, tensor: Any):
-    def fetch(index: Index) -> np.ndarray:
-        with damage(path, "cannot be read"):
-            return np.asarray(tensor[index or ...])
-
-    return fetch
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensors' names -> the files beside the index that hold them."""
+    with damage(index, "damaged"):
+        weights = json.loads(index.read_text("utf-8"))["weight_map"]
+        for name, file in weights.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{name} is said to be in {file!r}, which is no file beside it")
+    return weights
 
 
 def _table(path: Path, tensors: dict[str, LazyArray]) -> LazyArray:

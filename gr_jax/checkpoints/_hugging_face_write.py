@@ -15,7 +15,6 @@ import numpy as np
 
 from gr_jax.checkpoints._canonical import per_layer_biases
 from gr_jax.checkpoints._hugging_face import (
-    DTYPES,
     INDEX,
     LM_HEAD,
     SHARED,
@@ -25,6 +24,7 @@ from gr_jax.checkpoints._hugging_face import (
 )
 from gr_jax.checkpoints._hugging_face_config import CONFIG, FINGERPRINT, OFFSET
 from gr_jax.checkpoints._lazy import LazyArray, cast, concatenate, transpose, zeros
+from gr_jax.checkpoints._safetensors import DTYPES
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING
 from gr_jax.checkpoints._source import ParameterSource
 from gr_jax.errors import UserError
