@@ -104,7 +104,7 @@ def _reader(
         with damage(path, "cannot be read"), path.open("rb", buffering=0) as stream:
             if _state(stream) != state:
                 raise UserError(f"{path}: was changed while it was read; begin again")
-            first, rest = (index[0], index[1:]) if index else (slice(0, 1), ())
+            first, *rest = index or (slice(0, 1),)
             start = begin + first.start * row
             if all(s.stop - s.start == n for s, n in zip(rest, shape[1:], strict=True)):
                 _fill(stream, start, out)

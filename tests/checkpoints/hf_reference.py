@@ -5,6 +5,8 @@ Run by a Python that has torch and transformers; it imports nothing of gr_jax.
     python tests/checkpoints/hf_reference.py --save FOLDER    models of MODELS, as it saves them
     python tests/checkpoints/hf_reference.py --logits PATH..  JSON: path -> its logits
                                              --unscaled       the same, of umT5s
+    python tests/checkpoints/hf_reference.py --encode PATH..  JSON: path -> token ids of TEXTS
+                                             --texts TEXTS    a JSON list
     python tests/checkpoints/hf_reference.py --goldens FILE   the committed zip: both
 """
 
@@ -98,6 +100,13 @@ def logits(path: str | Path, *, unscaled: bool = False):
     return out.logits.tolist()
 
 
+def token_ids(path: str, texts: list[str]) -> list[list[int]]:
+    """What the tokenizer that `AutoTokenizer` finds beside a model makes of texts."""
+    from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
+
+    return AutoTokenizer.from_pretrained(path)(texts)["input_ids"]
+
+
 def goldens(path: Path) -> None:
     """Writes the saved models and their logits."""
     import transformers  # pyright: ignore[reportMissingImports]
@@ -122,6 +131,8 @@ def main() -> None:
     parser.add_argument("--logits", nargs="*", default=[])
     parser.add_argument("--unscaled", action="store_true")
     parser.add_argument("--goldens", type=Path)
+    parser.add_argument("--encode", nargs="*", default=[])
+    parser.add_argument("--texts", type=Path)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     if args.save:
@@ -130,6 +141,9 @@ def main() -> None:
         goldens(args.goldens)
     if args.logits:
         print(json.dumps({p: logits(p, unscaled=args.unscaled) for p in args.logits}))
+    if args.encode:
+        texts = json.loads(args.texts.read_text("utf-8"))
+        print(json.dumps({path: token_ids(path, texts) for path in args.encode}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ EMPTY = {"none": (0, 3)}
 @pytest.fixture
 def file(tmp_path) -> Path:
     rng = np.random.default_rng(0)
-    arrays = {n: rng.standard_normal(shape) for n, shape in (SHAPES | EMPTY).items()}
+    arrays: dict[str, np.ndarray] = {
+        n: rng.standard_normal(shape) for n, shape in (SHAPES | EMPTY).items()
+    }
     arrays["matrix"] = arrays["matrix"].astype(np.float16)
     save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "pt"})
     return tmp_path / "x.safetensors"
