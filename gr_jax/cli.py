@@ -250,7 +250,7 @@ def _exposure(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from gr_jax.checkpoints import convert
+    from gr_jax.checkpoints import convert, export_notes
 
     written = convert(
         args.source,
@@ -262,6 +262,8 @@ def _convert(args: argparse.Namespace) -> int:
         parameters=args.parameters,
     )
     print(f"{written.path}: {written.format}, {written.nbytes:,} bytes of parameters")
+    for note in export_notes(written) if args.to == "hf" else []:
+        print(note)
     return 0
 
 

@@ -42,8 +42,9 @@ def guarded(command: Callable[[], int | None], *, stopped: str = "stopped") -> i
     """Runs a command; returns its exit status.
 
     Args:
-      command: returns a status. A `UserError` of it is one line and status 2; Ctrl-C and SIGTERM,
-        a scheduler's word for it, are status 130.
+      command: returns a status. A `UserError` of it is one line and status 2; memory that does not
+        suffice is one line too, and status 1, that of a crash; Ctrl-C and SIGTERM, a scheduler's
+        word for it, are status 130.
       stopped: what these two print.
     """
     quiet_libraries()
@@ -53,6 +54,10 @@ def guarded(command: Callable[[], int | None], *, stopped: str = "stopped") -> i
     except UserError as error:
         print_error(error)
         return 2
+    except MemoryError as error:
+        wanted = f" ({error})" if str(error) else ""
+        print_error(MemoryError(f"this machine's memory does not suffice{wanted}"))
+        return 1
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130

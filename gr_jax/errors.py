@@ -19,7 +19,7 @@ class UserError(Exception):
 def damage(path: Any, what: str) -> Iterator[None]:
     """Turns what a library raises for a file that is missing or cut into one line.
 
-    Orbax raises anything, TensorStore and msgpack ValueError, safetensors its own exception.
+    Orbax raises anything, TensorStore and msgpack ValueError, JSON and files what they like.
     """
     try:
         yield

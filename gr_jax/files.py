@@ -73,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_parent(path)
             _remove_leftovers(path)
             yield temporary
             with temporary.open("rb") as stream:
@@ -96,20 +96,30 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     old = path.with_name(f"{temporary.name}-old")
+    is_old_aside = False
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_parent(path)
             _remove_leftovers(path)
             temporary.mkdir()
             yield temporary
             if path.exists():
                 _rename(path, old)  # deleting it in place would show half of it meanwhile
+                is_old_aside = True
             _rename(temporary, path)
     finally:
-        if old.exists() and not path.exists():
+        if is_old_aside and not path.exists():
             old.replace(path)
         _remove(temporary)
         _remove(old)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # /proc, a mount that has gone, names that a file system has not
+        raise UserError(f"{path}: {path.parent} cannot be made ({error.strerror})") from error
 
 
 def _rename(directory: Path, to: Path) -> None:
@@ -130,7 +140,9 @@ def new_directory(directory: Path) -> AbstractContextManager[Path]:
     Raises:
       UserError: it is.
     """
-    if directory.exists() or directory.is_symlink():
+    with disk_errors(directory):
+        there = directory.exists() or directory.is_symlink()
+    if there:
         raise UserError(f"{directory}: exists already; name a directory that does not")
     return atomic_directory(directory)
 
@@ -156,8 +168,8 @@ def _is_running(process: int) -> bool:
 
 def _remove(path: Path) -> None:
     """Removes a file or a directory as far as that can be done."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()

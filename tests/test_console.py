@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
+
+from gr_jax.console import guarded
+
 SCRIPT = """
 import os, signal, sys, time
 from gr_jax.console import guarded
@@ -28,3 +32,19 @@ def test_a_schedulers_signal_is_an_interruption_and_no_crash():
             check=False,
         )
         assert (ended.returncode, ended.stderr) == (130, "stopped here\n"), ended
+
+
+def test_memory_that_does_not_suffice_is_one_line(capsys):
+    def command():
+        np.empty(1 << 60, np.uint8)
+
+    assert guarded(command) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: this machine's memory does not suffice (Unable to allocate")
+    assert error.count("\n") == 1
+
+    def says_nothing():
+        raise MemoryError
+
+    assert guarded(says_nothing) == 1
+    assert capsys.readouterr().err == "error: this machine's memory does not suffice\n"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory, atomic_file, disk_errors, local_path
+from gr_jax.files import atomic_directory, atomic_file, disk_errors, local_path, new_directory
 
 DEAD = 2**22 + 1  # larger than any process id of Linux
 
@@ -134,6 +135,19 @@ def test_a_parent_that_cannot_be_made(tmp_path, monkeypatch, atomic):
     monkeypatch.setattr(Path, "mkdir", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)  # as in a folder that cannot be searched
     with pytest.raises(UserError, match="not writable"), atomic(tmp_path / "y" / "x"):
+        raise AssertionError("the block must not run")
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_directory])
+def test_a_place_that_can_have_no_folders(tmp_path, atomic):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (Path("/proc/x/y"), tmp_path / ("a" * 300) / "x", tmp_path / "loop" / "x"):
+        with pytest.raises(UserError, match=re.escape(str(path))), atomic(path):
+            raise AssertionError("the block must not run")
+
+
+def test_a_name_that_is_too_long_for_a_new_directory(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"), new_directory(tmp_path / ("a" * 300)):
         raise AssertionError("the block must not run")
 
 

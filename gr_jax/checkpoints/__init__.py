@@ -6,7 +6,7 @@ in both layouts, and gr_jax's own Orbax checkpoints; see docs/checkpoints.md.
 
 from gr_jax.checkpoints._convert import convert, describe, describe_text
 from gr_jax.checkpoints._fingerprint import fingerprint
-from gr_jax.checkpoints._hugging_face_write import write_hugging_face
+from gr_jax.checkpoints._hugging_face_write import export_notes, write_hugging_face
 from gr_jax.checkpoints._lazy import LazyArray
 from gr_jax.checkpoints._load import initialise_from, load_parameters, new_parameters
 from gr_jax.checkpoints._open import open_checkpoint
@@ -24,6 +24,7 @@ __all__ = [
     "convert",
     "describe",
     "describe_text",
+    "export_notes",
     "fingerprint",
     "from_parameters",
     "initialise_from",

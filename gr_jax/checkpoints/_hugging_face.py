@@ -1,23 +1,28 @@
 """Hugging Face's safetensors: names, and reading slices of them.
 
 The header of the files says what a model has. `config.json` is only asked for what no header tells
-(activation function, distances, dropout, where docid tokens begin): transformers 5 writes
-`tie_word_embeddings: true` whatever the model is.
+(activation function, distances, dropout, whether logits are scaled, where docid tokens begin).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import safe_open
 
+from gr_jax.checkpoints._hugging_face_config import (
+    CONFIG,
+    FINGERPRINT,
+    OFFSET,
+    check_sizes,
+    read_config,
+    scales_logits,
+    settings,
+)
 from gr_jax.checkpoints._lazy import Index, LazyArray, rows, transpose
+from gr_jax.checkpoints._safetensors import open_safetensors
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, RELPOS, TARGET_EMBEDDING, same_bytes
 from gr_jax.checkpoints._source import ParameterSource, make_source
 from gr_jax.errors import UserError, damage
@@ -25,19 +30,8 @@ from gr_jax.models._layout import split_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-OFFSET = "docid_token_offset"
-FINGERPRINT = "docid_fingerprint"
 SHARED = "shared.weight"
 LM_HEAD = "lm_head.weight"
-
-# safetensors' names of dtypes
-DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
 
 _MLP = ("wi", "wi_0", "wi_1", "wo")
 _PROJECTIONS = {"q": "query", "k": "key", "v": "value", "o": "out"}
@@ -112,10 +106,10 @@ def open_hugging_face(path: Path) -> ParameterSource:
     """
     folder = path if path.is_dir() else path.parent
     tensors = _tensors(path)
-    config = _config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     shared = _table(path, tensors)
     offset = config.get(OFFSET)
-    if offset is not None and not 0 < offset < shared.shape[0]:
+    if offset is not None and offset >= shared.shape[0]:
         raise UserError(
             f"{folder / CONFIG}: {OFFSET} is {offset}, but {SHARED} has {shared.shape[0]} rows"
         )
@@ -124,10 +118,13 @@ def open_hugging_face(path: Path) -> ParameterSource:
     if offset is not None:
         raw[TARGET_EMBEDDING] = rows(shared, offset, shared.shape[0])
     head = tensors.pop(LM_HEAD, None)
-    # old files write the tied head of T5 1.0 out
-    if head is not None and not same_bytes(head, shared):
-        own = head if offset is None else rows(head, offset, head.shape[0])
-        raw[HEAD] = transpose(own)
+    if head is not None and same_bytes(head, shared):
+        head = None  # old files write the tied head of T5 1.0 out
+    scaled = scales_logits(config, own_head=head is not None)
+    if head is not None or not scaled:
+        head = head or shared
+        kernel = transpose(rows(head, offset or 0, head.shape[0]))
+        raw[HEAD] = _times(kernel, shared.shape[1] ** -0.5) if scaled else kernel
     for theirs, tensor in tensors.items():
         name = t5x_name(theirs)
         if name is None and _UNUSED.fullmatch(theirs):
@@ -135,55 +132,53 @@ def open_hugging_face(path: Path) -> ParameterSource:
         if name is None:
             raise UserError(f"{path}: not a T5 that gr-jax knows: it has {theirs}")
         raw[name] = transpose(tensor) if is_transposed(name) else tensor
-    return make_source(
+    source = make_source(
         str(path),
         "hugging face",
         _biases(raw),
-        known=_known(folder / CONFIG, config),
+        known=settings(folder / CONFIG, config, raw),
         docid_fingerprint=config.get(FINGERPRINT),
         record=config,
     )
+    check_sizes(folder / CONFIG, config, source.config)
+    return source
+
+
+def _times(array: LazyArray, factor: float) -> LazyArray:
+    """The same values times a factor, rounded once."""
+    exact = np.promote_types(array.dtype, np.float32)
+
+    def fetch(index: Index) -> np.ndarray:
+        return (array.fetch(index).astype(exact) * factor).astype(array.dtype)
+
+    return LazyArray(array.shape, array.dtype, fetch)
 
 
 def _tensors(path: Path) -> dict[str, LazyArray]:
     """Every tensor of a file or of a folder's shards."""
     index = path / INDEX
     if path.is_dir() and not (path / WEIGHTS).exists() and index.exists():
-        with damage(index, "damaged"):
-            weights = json.loads(index.read_text("utf-8"))["weight_map"]
+        weights = _weight_map(index)
         files = sorted(set(weights.values()))
         tensors = {}
         for name in files:
             if not (path / name).is_file():
                 raise UserError(f"{path / name}: missing, {INDEX} names it; copy it there")
-            tensors |= _open_file(path / name)
+            tensors |= open_safetensors(path / name)
         if lost := sorted(weights.keys() - tensors.keys()):
             raise UserError(f"{path / weights[lost[0]]}: has no {lost[0]}, {INDEX} says it has")
         return tensors
-    return _open_file(path / WEIGHTS if path.is_dir() else path)
+    return open_safetensors(path / WEIGHTS if path.is_dir() else path)
 
 
-def _open_file(path: Path) -> dict[str, LazyArray]:
-    with damage(path, "not a whole safetensors file"):
-        stream = safe_open(path, framework="np")
-        tensors = {}
-        for name in stream.keys():  # noqa: SIM118  safe_open is no mapping
-            tensor = stream.get_slice(name)
-            dtype = DTYPES.get(tensor.get_dtype())
-            if dtype is None:
-                raise UserError(
-                    f"{path}: {name} is {tensor.get_dtype()}: only {', '.join(DTYPES)} can be read"
-                )
-            tensors[name] = LazyArray(tuple(tensor.get_shape()), dtype, _reader(path, tensor))
-    return tensors
-
-
-def _reader(path: Path, tensor: Any):
-    def fetch(index: Index) -> np.ndarray:
-        with damage(path, "cannot be read"):
-            return np.asarray(tensor[index or ...])
-
-    return fetch
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensors' names -> the files beside the index that hold them."""
+    with damage(index, "damaged"):
+        weights = json.loads(index.read_text("utf-8"))["weight_map"]
+        for name, file in weights.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{name} is said to be in {file!r}, which is no file beside it")
+    return weights
 
 
 def _table(path: Path, tensors: dict[str, LazyArray]) -> LazyArray:
@@ -207,27 +202,3 @@ def _biases(raw: dict[str, LazyArray]) -> dict[str, LazyArray]:
         for name in biases:
             raw[name.replace("layers_0/", "")] = raw.pop(name)
     return raw
-
-
-def _config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    with damage(path, "damaged"):
-        return dict(json.loads(path.read_text("utf-8")))
-
-
-def _known(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    known: dict[str, Any] = {}
-    if projection := config.get("feed_forward_proj"):
-        *gated, name = projection.split("-")
-        if name == "gelu" and not gated:
-            raise UserError(f"{path}: feed_forward_proj is the exact GELU; gr-jax has gelu_new")
-        name = "gelu" if name == "gelu_new" else name
-        known["mlp_activations"] = (name, "linear") if gated else (name,)
-    if (distance := config.get("relative_attention_max_distance")) is not None:
-        known["relpos_max_distance"] = distance
-    if (rate := config.get("dropout_rate")) is not None:
-        known["dropout_rate"] = rate
-    if config.get("layer_norm_epsilon", 1e-6) != 1e-6:
-        raise UserError(f"{path}: layer_norm_epsilon is not 1e-6, which gr-jax's T5 always has")
-    return known

@@ -15,20 +15,19 @@ import numpy as np
 
 from gr_jax.checkpoints._canonical import per_layer_biases
 from gr_jax.checkpoints._hugging_face import (
-    CONFIG,
-    DTYPES,
-    FINGERPRINT,
     INDEX,
     LM_HEAD,
-    OFFSET,
     SHARED,
     WEIGHTS,
     hugging_face_name,
     is_transposed,
 )
+from gr_jax.checkpoints._hugging_face_config import CONFIG, FINGERPRINT, OFFSET
 from gr_jax.checkpoints._lazy import LazyArray, cast, concatenate, transpose, zeros
+from gr_jax.checkpoints._safetensors import DTYPES
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING
 from gr_jax.checkpoints._source import ParameterSource
+from gr_jax.checkpoints._tokenizer_files import tokenizer_files
 from gr_jax.errors import UserError
 from gr_jax.files import new_directory
 
@@ -50,10 +49,14 @@ def write_hugging_face(
     shard_bytes: int = 5_000_000_000,
     family: Family | None = None,
 ) -> None:
-    """Writes `model.safetensors` (or shards and their index) and `config.json`.
+    """Writes `model.safetensors` (or shards and their index), `config.json` and the tokenizer.
+
+    The tokenizer is the source's, where it is a folder of Hugging Face's that has one or the
+    checkpoint of a run.
 
     `from_pretrained` of transformers' T5, mT5 or umT5 class reads it. An untied head is always
-    written, with `tie_word_embeddings: false`, without which T5's class scales the logits.
+    written, with `tie_word_embeddings: false` and, for T5's class, `scale_decoder_outputs: false`:
+    without the first transformers 4 scales the logits, without both transformers 5.
 
     **Docid models.** Hugging Face's T5 has one token table for both sides, so text and docid tokens
     become one vocabulary: rows `[0, vocab_size)` of `shared.weight` are the text's, the rows from
@@ -92,6 +95,24 @@ def write_hugging_face(
             _write_file(temporary / name, shard)
         config = _config(source, family, next(iter(tensors.values())).dtype)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        for name, content in tokenizer_files(source).items():
+            (temporary / name).write_bytes(content)
+
+
+def export_notes(written: ParameterSource) -> list[str]:
+    """What people have to know who load an export with transformers, a line each."""
+    notes = []
+    if not tokenizer_files(written):
+        notes.append(
+            f"{written.path}: has no tokenizer, and transformers makes up a meaningless one; "
+            "add the model's: AutoTokenizer.from_pretrained(NAME).save_pretrained(DST)"
+        )
+    if written.record.get("model_type") == "umt5" and not written.config.logits_via_embedding:
+        notes.append(
+            f"{written.path}: transformers 5 scales umT5's logits; after loading say "
+            "model.config.tie_word_embeddings = False (docs/checkpoints.md)"
+        )
+    return notes
 
 
 def _family(source: ParameterSource, family: Family | None) -> Family:
@@ -198,6 +219,8 @@ def _config(source: ParameterSource, family: Family, dtype: np.dtype) -> dict[st
         "dtype": str(dtype),
         "torch_dtype": str(dtype),  # its name before transformers 4.56
     }
+    if family == "t5":
+        config["scale_decoder_outputs"] = model.logits_via_embedding
     if offset:
         config[OFFSET] = offset
         if source.docid_fingerprint:

@@ -9,7 +9,7 @@ from gr_jax.checkpoints._hugging_face import INDEX, WEIGHTS, open_hugging_face
 from gr_jax.checkpoints._orbax import METADATA, STATE, open_orbax
 from gr_jax.checkpoints._source import Parameters, ParameterSource
 from gr_jax.checkpoints._t5x_legacy import CHECKPOINT, open_legacy
-from gr_jax.errors import UserError
+from gr_jax.errors import UserError, damage
 
 _STEP = re.compile(r"checkpoint_(\d+)")
 
@@ -30,10 +30,12 @@ def open_checkpoint(path: str | Path, parameters: Parameters = "eval") -> Parame
     if "://" in str(path):
         scheme, _, rest = str(path).partition("://")
         return open_legacy(f"{scheme}://{rest.rstrip('/')}")
-    path = Path(path).expanduser()
-    if path.is_file():
+    with damage(path, "cannot be opened"):
+        path = Path(path).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    if is_file:
         return open_hugging_face(path) if path.suffix == ".safetensors" else open_legacy(str(path))
-    if not path.is_dir():
+    if not is_folder:
         raise UserError(f"{path}: no such file or directory")
     if (path / WEIGHTS).exists() or (path / INDEX).exists():
         return open_hugging_face(path)

@@ -16,6 +16,7 @@ from gr_jax.data._order import mixture_positions, permute
 from gr_jax.data._tokenizer import (
     BYTES,
     Tokenizer,
+    is_bytes,
     load_tokenizer,
     train_tokenizer,
     write_bytes_vocabulary,
@@ -38,6 +39,7 @@ __all__ = [
     "check_tokens",
     "document_chunks",
     "example_files",
+    "is_bytes",
     "load_tokenizer",
     "local_copy",
     "measure_exposure",

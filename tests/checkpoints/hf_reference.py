@@ -4,6 +4,9 @@ Run by a Python that has torch and transformers; it imports nothing of gr_jax.
 
     python tests/checkpoints/hf_reference.py --save FOLDER    models of MODELS, as it saves them
     python tests/checkpoints/hf_reference.py --logits PATH..  JSON: path -> its logits
+                                             --unscaled       the same, of umT5s
+    python tests/checkpoints/hf_reference.py --encode PATH..  JSON: path -> token ids of TEXTS
+                                             --texts TEXTS    a JSON list
     python tests/checkpoints/hf_reference.py --goldens FILE   the committed zip: both
 """
 
@@ -37,7 +40,13 @@ MODELS = {
     "t5_1_1": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tied": False},
     "mt5": {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "tied": False},
     "umt5": {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "tied": False},
+    # what transformers 5 makes from scratch has one table for all, and stores no head
+    "t5_1_1_one_table": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tied": False},
+    "mt5_one_table": {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "tied": False},
+    "umt5_one_table": {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "tied": True},
+    "t5_1_1_own_scaled": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tied": True},
 }
+_OWN_HEAD = ("t5_1_1", "mt5", "umt5", "t5_1_1_own_scaled")
 
 
 def make(name: str):
@@ -54,7 +63,7 @@ def make(name: str):
     )
     model = AutoModelForSeq2SeqLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
-    if not spec["tied"]:
+    if name in _OWN_HEAD:
         model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, _SHAPE["d_model"]))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -72,20 +81,30 @@ def save(folder: Path) -> None:
     make("t5_1_0").to(torch.bfloat16).save_pretrained(folder / "t5_1_0_bfloat16")
 
 
-def logits(path: str | Path):
+def logits(path: str | Path, *, unscaled: bool = False):
     """Teacher-forced logits [rows, targets, vocabulary] of a saved model, in float32.
 
-    The targets are shifted by `docid_token_offset` where the model has one.
+    The targets are shifted by `docid_token_offset` where the model has one. `unscaled` does what
+    docs/checkpoints.md tells those who load a umT5 to do.
     """
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForSeq2SeqLM  # pyright: ignore[reportMissingImports]
 
     model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32).eval()
+    if unscaled:
+        model.config.tie_word_embeddings = False
     offset = getattr(model.config, "docid_token_offset", 0)
     assert model.config.decoder_start_token_id == offset
     with torch.no_grad():
         out = model(input_ids=torch.tensor(SOURCE), decoder_input_ids=torch.tensor(TARGET) + offset)
     return out.logits.tolist()
+
+
+def token_ids(path: str, texts: list[str]) -> list[list[int]]:
+    """What the tokenizer that `AutoTokenizer` finds beside a model makes of texts."""
+    from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
+
+    return AutoTokenizer.from_pretrained(path)(texts)["input_ids"]
 
 
 def goldens(path: Path) -> None:
@@ -110,7 +129,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--save", type=Path)
     parser.add_argument("--logits", nargs="*", default=[])
+    parser.add_argument("--unscaled", action="store_true")
     parser.add_argument("--goldens", type=Path)
+    parser.add_argument("--encode", nargs="*", default=[])
+    parser.add_argument("--texts", type=Path)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     if args.save:
@@ -118,7 +140,10 @@ def main() -> None:
     if args.goldens:
         goldens(args.goldens)
     if args.logits:
-        print(json.dumps({path: logits(path) for path in args.logits}))
+        print(json.dumps({p: logits(p, unscaled=args.unscaled) for p in args.logits}))
+    if args.encode:
+        texts = json.loads(args.texts.read_text("utf-8"))
+        print(json.dumps({path: token_ids(path, texts) for path in args.encode}))
 
 
 if __name__ == "__main__":

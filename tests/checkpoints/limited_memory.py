@@ -1,6 +1,7 @@
-"""The script that the memory test starts: converts a model in much less room than it takes.
+"""What the memory tests start: programs with much less room than the model takes.
 
-    python limited_memory.py FOLDER {convert,eager}
+    python limited_memory.py FOLDER {convert,inspect,eager}
+    python limited_memory.py FOLDER load COORDINATOR INDEX    one of two processes
 
 `eager` reads the whole model first, as a converter would that is not lazy.
 """
@@ -14,9 +15,20 @@ from gr_jax.console import quiet_libraries
 
 quiet_libraries()
 
-from gr_jax.checkpoints import convert, fingerprint, open_checkpoint, parameter_shapes  # noqa: E402
+import jax  # noqa: E402
+
+from gr_jax import distributed  # noqa: E402
+from gr_jax.checkpoints import (  # noqa: E402
+    ParameterSource,
+    convert,
+    fingerprint,
+    load_parameters,
+    open_checkpoint,
+    parameter_shapes,
+)
 from gr_jax.checkpoints._hugging_face import hugging_face_name, is_transposed  # noqa: E402
 from gr_jax.models import T5Config  # noqa: E402
+from gr_jax.training import Partitioner, make_mesh  # noqa: E402
 
 ROOM = 60 << 20
 MODEL = T5Config(
@@ -52,28 +64,60 @@ def write_zeros(folder: Path, config: T5Config) -> int:
     return at
 
 
-def data_bytes() -> int:
-    """Private memory of this process: what RLIMIT_DATA limits."""
+def limit_addresses(room: int) -> None:
+    """Lets this process have `room` more bytes of addresses; files that it maps count too."""
     status = Path("/proc/self/status").read_text("utf-8")
-    return int(status.split("VmData:")[1].split()[0]) << 10
+    now = int(status.split("VmSize:")[1].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (now + room, now + room))
 
 
-def main(folder: Path, how: str) -> None:
+def write_models(folder: Path) -> None:
     size = write_zeros(folder / "large", MODEL)
     assert size > 3 * ROOM, size
     write_zeros(folder / "tiny", TINY)
+
+
+def convert_all(folder: Path, how: str) -> None:
     for to in ("t5x", "t5x-orbax"):  # threads and modules are there from here on
         convert(folder / "tiny", folder / f"tiny-{to}", to=to)
-    limit = data_bytes() + ROOM
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_addresses(ROOM)
     source = open_checkpoint(folder / "large")
     if how == "eager":
         held = [source.read(name) for name in source.leaves]
         print(len(held))
     print(fingerprint(source))
+    if how == "inspect":
+        return
     for to in ("hf", "t5x", "t5x-orbax"):
         print(fingerprint(convert(folder / "large", folder / to, to=to)))
 
 
+def load_half(folder: Path, coordinator: str, index: int) -> None:
+    """Loads the half of the model that is this process's, with less room than the model takes."""
+    distributed.initialize(coordinator, 2, index)
+    partitioner = Partitioner(make_mesh(2))
+
+    def load(source: ParameterSource):
+        return load_parameters(source, source.config, partitioner.parameters(source.config))
+
+    load(open_checkpoint(folder / "tiny"))
+    source = open_checkpoint(folder / "large")
+    limit_addresses(source.nbytes * 3 // 4)
+    leaves = jax.tree.leaves(load(source))
+    held = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
+    try:
+        whole = [source.read(name) for name in source.leaves]
+    except MemoryError:
+        whole = None
+    print(json.dumps({"model": source.nbytes, "held": held, "all_fits": whole is not None}))
+
+
+def main(folder: Path, how: str, *others: str) -> None:
+    if how == "load":
+        load_half(folder, others[0], int(others[1]))
+        return
+    convert_all(folder, how)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

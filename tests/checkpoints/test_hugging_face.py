@@ -18,12 +18,14 @@ from gr_jax.checkpoints import (
     write_hugging_face,
     write_t5x_orbax,
 )
+from gr_jax.checkpoints._hugging_face_config import scales_logits
 from gr_jax.errors import UserError
 from gr_jax.models import decode_train
 from tests.checkpoints import hf_reference as hf
 from tests.checkpoints.conftest import CONFIGS, arrays_of, assert_holds, one_line, source_of
 
 GOLDENS = [*hf.MODELS, "t5_1_1_sharded", "t5_1_0_bfloat16"]
+TIED = ("t5_1_0", "t5_1_0_bfloat16", "umt5_one_table")
 
 _logits = jax.jit(decode_train, static_argnums=0)
 
@@ -42,8 +44,8 @@ def logits(source, **changes) -> np.ndarray:
 
 def assert_same_logits(source, theirs, **changes) -> None:
     theirs = np.asarray(theirs)[..., -source.config.output_vocab_size :]
-    if source.record.get("model_type") == "umt5":
-        # transformers 5 scales umT5's logits as if its head were tied, though it is not
+    if source.record.get("model_type") == "umt5" and not source.config.logits_via_embedding:
+        # transformers 5 scales umT5's logits as if its head were tied, also where it is not
         theirs = theirs * np.sqrt(source.config.emb_dim)
     np.testing.assert_allclose(logits(source, **changes), theirs, rtol=1e-4, atol=1e-4)
 
@@ -53,8 +55,8 @@ def assert_same_logits(source, theirs, **changes) -> None:
 def test_what_transformers_saves_gives_its_logits(hf_goldens, name, scan):
     theirs = json.loads((hf_goldens / "logits.json").read_text("utf-8"))["logits"][name]
     source = open_checkpoint(hf_goldens / name)
-    assert source.config.logits_via_embedding == name.startswith("t5_1_0")
-    assert source.config.relpos_per_layer == (name == "umt5")
+    assert source.config.logits_via_embedding == (name in TIED)
+    assert source.config.relpos_per_layer == name.startswith("umt5")
     assert_same_logits(source, theirs, scan_layers=scan)
 
 
@@ -64,6 +66,10 @@ def test_our_export_is_what_transformers_saves(hf_goldens, tmp_path, name):
     ours, theirs = load_file(tmp_path / "x" / "model.safetensors"), {}
     for file in (hf_goldens / name).glob("*.safetensors"):
         theirs |= load_file(file)
+    if name not in TIED:  # the head that transformers 5 has of its table is written out
+        theirs.setdefault("lm_head.weight", theirs["shared.weight"])
+    if name == "t5_1_1_own_scaled":
+        theirs["lm_head.weight"] *= np.float32(8**-0.5)
     assert ours.keys() == theirs.keys()
     for tensor in theirs:
         assert ours[tensor].dtype == theirs[tensor].dtype
@@ -73,8 +79,12 @@ def test_our_export_is_what_transformers_saves(hf_goldens, tmp_path, name):
         for folder in (tmp_path / "x", hf_goldens / name)
     )
     differ = {key for key in saved.keys() & config.keys() if saved[key] != config[key]}
-    assert differ <= {"tie_word_embeddings"}  # transformers always says it is tied
-    assert config["tie_word_embeddings"] == name.startswith("t5_1_0")
+    scale = {"scale_decoder_outputs"} if name == "t5_1_1_own_scaled" else set()
+    assert differ <= {"tie_word_embeddings"} | scale  # transformers always says it is tied
+    assert config["tie_word_embeddings"] == (name in TIED)
+    # and what is written reads back as what was read, a head that equals the table too
+    source = open_checkpoint(hf_goldens / name)
+    assert_holds(open_checkpoint(tmp_path / "x"), {n: source.read(n) for n in source.leaves})
 
 
 def test_shards_are_no_larger_than_asked(tmp_path):
@@ -103,15 +113,66 @@ def written(tmp_path, request):
     return folder
 
 
-@pytest.mark.parametrize("written", ["t5_1_0", "t5_1_1"], indirect=True)
-def test_the_header_says_whether_the_head_is_tied_not_config_json(written):
+def change_config(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | change), "utf-8")
+
+
+def test_the_header_says_whether_there_is_a_head_not_config_json(written):
     source = open_checkpoint(written)
     for tied in (True, False):
-        config = json.loads((written / "config.json").read_text("utf-8"))
-        (written / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+        change_config(written, {"tie_word_embeddings": tied})
         assert open_checkpoint(written).config == source.config
     (written / "config.json").unlink()
     assert open_checkpoint(written).leaves.keys() == source.leaves.keys()
+
+
+@pytest.mark.parametrize("written", ["t5_1_0"], indirect=True)
+def test_a_table_without_a_scale_is_an_output_layer_of_its_own(written):
+    tied = open_checkpoint(written)
+    change_config(written, {"scale_decoder_outputs": False})
+    own = open_checkpoint(written)
+    assert tied.config.logits_via_embedding and not own.config.logits_via_embedding
+    table = own.read("token_embedder/embedding")
+    np.testing.assert_array_equal(own.read("decoder/logits_dense/kernel"), table.T)
+    (written / "config.json").unlink()
+    assert open_checkpoint(written).config.logits_via_embedding  # as T5 1.0's
+
+
+@pytest.mark.parametrize(
+    ("own_head", "config", "scaled"),
+    [
+        # the published ones, by transformers 4: t5-small; T5 1.1, Flan and ByT5; mT5; umT5
+        (False, {"model_type": "t5", "transformers_version": "4.27.0.dev0"}, True),
+        (True, {"model_type": "t5", "tie_word_embeddings": False}, False),
+        (True, {"model_type": "mt5", "tie_word_embeddings": False}, False),
+        (True, {"model_type": "umt5", "tie_word_embeddings": False}, False),
+        # others by transformers 4: T5's and umT5's own default is a tied head, mT5's is not
+        (False, {"model_type": "umt5", "transformers_version": "4.57.1"}, True),
+        (
+            False,
+            {"model_type": "mt5", "tie_word_embeddings": True, "transformers_version": "4.57.1"},
+            True,
+        ),
+        # published ones saved again by transformers 5
+        (
+            False,
+            {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": True},
+            True,
+        ),
+        (
+            True,
+            {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": False},
+            False,
+        ),
+        (True, {"model_type": "mt5", "tie_word_embeddings": True}, False),
+        (True, {"model_type": "umt5", "tie_word_embeddings": True}, False),
+        (False, {}, True),
+        (True, {}, False),
+    ],
+)
+def test_every_version_of_transformers_is_understood(own_head, config, scaled):
+    assert scales_logits(config, own_head=own_head) == scaled
 
 
 def test_aliases_of_the_table_are_tolerated_and_others_are_not(written):
@@ -200,16 +261,50 @@ def test_what_is_no_whole_t5_is_refused(written, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"feed_forward_proj": "gelu"}, "exact GELU"),
-        ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon"),
-        ({"feed_forward_proj": "gated-mish"}, "mish"),
+        ({"feed_forward_proj": "gelu"}, "feed_forward_proj is the exact GELU"),
+        ({"feed_forward_proj": "gated-mish"}, "feed_forward_proj is gated-mish; gr-jax has"),
+        ({"feed_forward_proj": "relu-gelu"}, "feed_forward_proj is relu-gelu; gr-jax has"),
+        ({"feed_forward_proj": "relu"}, "is relu, but the tensors' layers are gated"),
+        ({"feed_forward_proj": 3}, "feed_forward_proj is 3; it must be a function's name"),
+        ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05; gr-jax's T5 always has"),
+        ({"dropout_rate": "0.1"}, "dropout_rate is '0.1'; it must be a number"),
+        ({"dropout_rate": 1.0}, "dropout_rate is 1.0; it must be a number in"),
+        ({"relative_attention_max_distance": "a"}, "max_distance is 'a'; it must be a whole"),
+        ({"relative_attention_max_distance": 4}, "max_distance is 4; it must be more than half"),
+        ({"docid_token_offset": "q"}, "docid_token_offset is 'q'; it must be a whole number"),
+        ({"docid_token_offset": True}, "docid_token_offset is True; it must be a whole number"),
+        ({"docid_token_offset": 14}, "docid_token_offset is 14, but shared"),
+        ({"docid_fingerprint": 3}, "docid_fingerprint is 3; it must be text"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; it must be true or false"),
+        ({"scale_decoder_outputs": 1}, "scale_decoder_outputs is 1; it must be true or false"),
+        ({"transformers_version": 5}, "transformers_version is 5; it must be text"),
+        ({"model_type": "longt5"}, "model_type is 'longt5'; gr-jax reads t5, mt5 and umt5"),
+        ({"model_type": ["t5"]}, r"model_type is \['t5'\]; gr-jax reads"),
+        ({"num_heads": 7}, "num_heads is 7, but the tensors' is 3"),
+        ({"d_kv": 3}, "d_kv is 3, but the tensors' is 4"),
+        ({"num_layers": 2}, "num_layers is 2, but the tensors' is 1"),
+        ({"vocab_size": 15}, "vocab_size is 15, but the tensors' is 14"),
     ],
+    ids=str,
 )
-def test_functions_that_gr_jax_has_not_are_refused(written, change, words):
-    config = json.loads((written / "config.json").read_text("utf-8"))
-    (written / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(UserError, match=words):
+def test_a_wrong_config_json_is_one_line_that_names_the_field(written, change, words):
+    change_config(written, change)
+    with pytest.raises(UserError, match=words) as error:
         open_checkpoint(written)
+    assert str(error.value).startswith(f"{written / 'config.json'}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_json_that_is_no_object_is_damaged(written):
+    for text in ("[]", "{", "3", '{"d_model": '):
+        (written / "config.json").write_text(text)
+        assert f"{written / 'config.json'}: damaged" in one_line(written)
+
+
+def test_null_in_config_json_is_what_is_not_said(written):
+    config = open_checkpoint(written).config
+    change_config(written, {"num_decoder_layers": None, "dropout_rate": None})
+    assert open_checkpoint(written).config == dataclasses.replace(config, dropout_rate=0.1)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +343,12 @@ def test_transformers_gives_our_logits_of_our_exports(run_torch, hf_goldens, tmp
     theirs = json.loads(run_torch("tests.checkpoints.hf_reference", "--logits", *exports.values()))
     for folder in exports.values():
         assert_same_logits(open_checkpoint(folder), theirs[str(folder)])
+    umt5 = [str(exports["umt5"]), str(exports["own_umt5"])]
+    printed = run_torch("tests.checkpoints.hf_reference", "--unscaled", "--logits", *umt5)
+    for folder, unscaled in json.loads(printed).items():
+        np.testing.assert_allclose(
+            logits(open_checkpoint(folder)), unscaled, rtol=1e-4, atol=1e-4, err_msg=folder
+        )
 
 
 @pytest.mark.torch
