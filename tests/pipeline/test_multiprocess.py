@@ -1,5 +1,6 @@
 """The main job in two processes, and how they find each other."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,10 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from gr_jax import distributed
+from gr_jax import distributed, pipeline
+from gr_jax.checkpoints import (
+    HEAD,
+    TARGET_EMBEDDING,
+    open_checkpoint,
+    write_hugging_face,
+    write_t5x_legacy,
+)
 from gr_jax.errors import UserError
 from gr_jax.training import load_eval_parameters
-from tests.pipeline.tiny import BINDINGS
+from tests.pipeline.tiny import BINDINGS, settings
 from tests.processes import ended, start
 
 TOGETHER = (
@@ -84,6 +92,27 @@ def test_hosts_that_do_not_share_the_directory_are_told(beir, tmp_path):
         assert "Traceback" not in errors, errors
     assert "failed in process 1: " in finished[0][2]
     assert not (tmp_path / "of_host_1").exists()
+
+
+def test_two_processes_start_from_each_format(beir, tmp_path):
+    """Process 0 opens the checkpoint while the other waits for it."""
+    ours = tmp_path / "checkpoints" / "gr_jax"
+    pipeline.train(model_dir=str(ours), corpus=str(beir), **settings(steps=1, ema_decay=0.0))
+    before = open_checkpoint(ours)
+    text = {n: x for n, x in before.leaves.items() if n not in (TARGET_EMBEDDING, HEAD)}
+    of_text = dataclasses.replace(before.config, target_vocab_size=None, logits_via_embedding=True)
+    source = dataclasses.replace(before, leaves=text, config=of_text)
+    write_t5x_legacy(source, ours.parent / "t5x")
+    write_hugging_face(source, ours.parent / "hugging_face")
+    paths = [str(path) for path in ours.parent.iterdir()]
+    vocabulary = str(ours / "vocabulary" / "sentencepiece.model")
+    given = ("{port}", "{index}", str(beir), str(tmp_path), vocabulary, *paths)
+    finished = ended(start("tests.pipeline.starts", *given, devices=1))
+    assert [status for status, *_ in finished] == [0, 0], finished
+    for path in paths:
+        after = open_checkpoint(tmp_path / Path(path).name)
+        for name in text:
+            np.testing.assert_allclose(after.read(name), before.read(name), atol=1e-6)
 
 
 SLURM = {
