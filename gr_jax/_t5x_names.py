@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from gr_jax import RESOURCES
+
 FLAGS = {
     "gin_file": "the same",
     "gin_bindings": "the same; --gin.NAME=VALUE is short for it",
@@ -58,7 +60,8 @@ MACROS = {
     "TF_EXAMPLE_FILE_TYPE": "QUERIES; a queries.jsonl",
 }
 
-# By configurable and parameter; configurables without one stand for all others of theirs.
+# By configurable and parameter; configurables without one stand for all others of theirs, and so do
+# modules.
 SETTINGS = {
     "utils.DatasetConfig": "pipeline.DataConfig",
     "utils.DatasetConfig.batch_size": "pipeline.DataConfig.batch_size",
@@ -83,10 +86,15 @@ SETTINGS = {
     "trainer.Trainer": "training.TrainConfig",
     "trainer.Trainer.learning_rate_fn": "training.TrainConfig.schedule",
     "trainer.Trainer.num_microbatches": "training.TrainConfig.microbatches",
+    "trainer.TerminateOnNanAction": "none: a loss that is not a number always ends training",
     "partitioning.PjitPartitioner": "training.Partitioning",
     "partitioning.PjitPartitioner.num_partitions": "training.Partitioning.model_parallel",
     "partitioning.PjitPartitioner.logical_axis_rules": (
         "training.Partitioning.additional_rules; the standard ones are always there"
+    ),
+    "partitioning.ModelBasedPjitPartitioner": "training.Partitioning",
+    "partitioning.ModelBasedPjitPartitioner.num_partitions": (
+        "training.Partitioning.model_parallel"
     ),
     "partitioning.standard_logical_axis_rules": "training.Partitioning",
     "partitioning.standard_logical_axis_rules.activation_partitioning_dims": (
@@ -124,6 +132,8 @@ SETTINGS = {
     "adafactor.Adafactor.global_norm_clip_threshold": "training.Optimizer.clip_norm",
     "adafactor.Adafactor.logical_factor_rules": "none: t5x's standard ones",
     "adafactor.Adafactor.learning_rate": "training.TrainConfig.schedule",
+    "adafactor.standard_logical_factor_rules": "none: the standard ones are always there",
+    "optimizers": "training.Optimizer; whose name is 'adafactor', 'adamw' or 'muon'",
     "models.EncoderDecoderModel": "pipeline.run.model",
     "models.EncoderDecoderModel.z_loss": "training.TrainConfig.z_loss",
     "models.EncoderDecoderModel.label_smoothing": "training.TrainConfig.label_smoothing",
@@ -131,16 +141,39 @@ SETTINGS = {
         "training.TrainConfig.loss_normalizing_factor"
     ),
     "models.EncoderDecoderModel.optimizer_def": "training.TrainConfig.optimizer",
+    "models.EncoderDecoderModel.decode_fn": "none: the docids that there are are searched",
+    "models.EncoderDecoderModel.predict_batch_with_aux": (
+        "pipeline.EvalConfig.beam and pipeline.infer.beam"
+    ),
+    "models.DecoderParams": "pipeline.EvalConfig.beam and pipeline.infer.beam",
+    "models.get_input_vocabulary": "pipeline.DataConfig.sentencepiece",
+    "models.get_output_vocabulary": "none: docid tokens, made from the docids",
+    "decoding": "none: the docids that there are are searched; beams are pipeline.EvalConfig.beam",
+    "network.Transformer": "pipeline.run.model; its fields are models.T5Config's",
     "network.T5Config": "models.T5Config, beside a file of gin/models too",
     "train_script.train": "pipeline.run",
     "train_script.train.total_steps": "training.TrainConfig.steps",
     "train_script.train.random_seed": "training.TrainConfig.seed",
     "train_script.train.stats_period": "training.TrainConfig.log_period",
     "train_script.train.eval_period": "none: evaluated once, after training",
+    "train_script.train.eval_steps": "none: evaluated on all queries, after training",
+    "train_script.train.relative_steps": "training.TrainConfig.steps",
+    "train_script.precompile": "none: gr-jax compile does that, for TPUs that are not there too",
     "eval_script.evaluate": "pipeline.evaluate",
     "eval_script.evaluate.output_dir": "pipeline.evaluate.output_dir",
     "infer_script.infer": "pipeline.infer",
     "infer_script.infer.output_dir": "pipeline.infer.output_dir",
+    "infer_script.infer.mode": "none: docids are written with their scores",
+    "infer_script.infer.checkpoint_period": "none: a run file is written at the end",
+    "infer_script.infer.shard_id": "none: split the queries file, and infer each part",
+    "infer_script.infer.num_shards": "none: split the queries file, and infer each part",
+    "infer_script.create_task_from_tfexample_file": "pipeline.infer.queries",
+    "seqio.Evaluator": "pipeline.EvalConfig",
+    "seqio.JSONLogger": "none: run files hold all queries",
+    "seqio.SentencePieceVocabulary": "pipeline.DataConfig.sentencepiece",
+    "seqio.ByteVocabulary": "pipeline.DataConfig.sentencepiece; 'bytes'",
+    "seqio": "none: tasks, features and their vocabularies are made from CORPUS and SENTENCEPIECE",
+    "gin_utils": "none: the whole configuration is in config.gin",
 }
 
 FILES = {
@@ -184,10 +217,8 @@ METRICS = {
     "timing/checkpoint_seconds": "none: saved in the background; waits are in train/goodput.jsonl",
 }
 
-_GIN_FILES = {
-    r"configs/runs/(pretrain|finetune|eval|infer)\w*\.gin": "gin/runs/beir.gin",
-    r"examples/(?:scalable_)?t5/(\w+)/(\w+)\.gin": r"gin/models/\1_\2.gin",
-}
+_MODEL = re.compile(r"(?<![a-z])(umt5|byt5|mt5|t5_1_0|t5_1_1)(?!\d)")
+_SIZE = re.compile(r"(?:.*_)?(tiny|small|base|large|xl|xxl|3b|11b)(?:_.*)?")
 
 
 def kept(answer: str) -> bool:
@@ -210,20 +241,41 @@ def explain(error: str) -> str | None:
       error: gin's message, on one line.
     """
     if found := re.search(r"Unable to open file: \S*?t5x/(\S+\.gin)", error):
-        for pattern, ours in _GIN_FILES.items():
-            if match := re.fullmatch(pattern, found[1]):
-                return refusal(f"gin: t5x/{found[1]}", match.expand(ours))
-        return refusal(f"gin: t5x/{found[1]}", "gin/runs/beir.gin, with a file of gin/models")
+        return refusal(f"gin: t5x/{found[1]}", _gin_file(found[1]))
     if "No module named 't5x'" in error:
         return f"{error}: a file for t5x; gr_jax has gin/runs/beir.gin and gin/models"
+    wrong = r"Configurable '(?:\w+/)*(?:\w+\.)*(\w+)' doesn't have a parameter named '(\w+)'"
+    if found := re.search(wrong, error):  # ours and t5x's have the name, and not the parameter
+        return _setting(f"{found[1]}.{found[2]}")
     unknown = r"No configurable matching (?:reference )?'@?(?:\w+/)*([\w.]+)(?:\(\))?'"
     if not (found := re.search(unknown, error)):
         return None
     name = found[1]
     parameter = re.search(rf"{re.escape(name)}\.(\w+)", error[found.end() :])
-    for asked in (f"{name}.{parameter[1]}" if parameter else name, name):
-        for theirs, ours in SETTINGS.items():
-            # the module may be left out, or be a longer path to the same
-            if f".{theirs}".endswith(f".{asked}") or f".{asked}".endswith(f".{theirs}"):
-                return refusal(f"gin: {asked}", ours)
+    answers = [_setting(f"{name}.{parameter[1]}")] if parameter else []
+    modules = [refusal(f"gin: {name}", SETTINGS[m]) for m in name.split(".") if m in SETTINGS]
+    return next((a for a in (*answers, _setting(name), *modules) if a), None)
+
+
+def _setting(asked: str) -> str | None:
+    """The answer to a configurable, or one of its parameters, that is t5x's."""
+    for theirs, ours in SETTINGS.items():
+        # the module may be left out, or be a longer path to the same
+        if f".{theirs}".endswith(f".{asked}") or f".{asked}".endswith(f".{theirs}"):
+            return refusal(f"gin: {asked}", ours)
     return None
+
+
+def _gin_file(path: str) -> str:
+    """What there is for a gin file of t5x's, of a model, of a run, or of both."""
+    folder, _, file = path.removesuffix(".gin").rpartition("/")
+    families, size = _MODEL.findall(path), _SIZE.fullmatch(file.lower())
+    if folder.endswith("configs/runs"):
+        return "gin/runs/beir.gin"
+    if families and size:
+        family = "t5" if families[-1] == "t5_1_0" else families[-1]
+        ours = f"gin/models/{family}_{size[1]}.gin"
+        if (RESOURCES / ours).exists():
+            alone = file.lower() in (size[1], f"{families[-1]}_{size[1]}")
+            return ours if alone else f"gin/runs/beir.gin, with {ours}"
+    return "gin/runs/beir.gin, with a file of gin/models"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
 import gin
 from gr_jax import RESOURCES, _t5x_names, gin_config, t5x
@@ -48,11 +49,21 @@ def table(heading: str) -> dict[str, str]:
     return dict(rows[1:])
 
 
+def lines() -> list[str]:
+    """The command lines, each as one line."""
+    blocks = re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)
+    return "".join(blocks).replace("\\\n", " ").splitlines()
+
+
 def commands() -> list[list[str]]:
     """The command lines of ours, as a shell would split them but for variables."""
-    blocks = re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.startswith("python -m gr_jax.")]
+    return [shlex.split(line) for line in lines() if line.startswith("python -m gr_jax.")]
+
+
+def commands_of_t5x() -> list[tuple[str, str]]:
+    """The command lines of t5x: the name of the program, and its arguments."""
+    program = r"python3? (?:-m t5x\.|\$\{T5X_DIR\}/t5x/)(\w+?)(?:_unfragmented|\.py)?\s+(-.*)"
+    return [(found[1], found[2]) for line in lines() if (found := re.fullmatch(program, line))]
 
 
 def run(arguments: list[str], places: dict[str, str], *, dry_run: bool = False) -> int:
@@ -100,6 +111,92 @@ def trained(places) -> Path:
     return model_dir
 
 
+def reply(module: str, arguments: list[str], capsys) -> str | None:
+    """What `python -m gr_jax.MODULE ARGUMENTS`, dry, says to them; None where they are accepted."""
+    small = [f"--gin_bindings={binding}" for binding in BINDINGS]
+    gin_config.define_flags()
+    capsys.readouterr()
+    with flagsaver.flagsaver():
+        try:
+            given = gin_config.rewrite_gin_args([module, *arguments, *small, "--dry_run"])
+            argv = gin_config._parse_flags(given)
+            assert gin_config._run_with_flags(MAINS[module].main, argv) == 0
+        except UserError as error:
+            return str(error)
+        except SystemExit as error:  # of flags
+            assert error.code == 2
+            return capsys.readouterr().err.strip().removeprefix("error: ")
+    return None
+
+
+def done_as_told(said: str, arguments: list[str], values: dict[str, str]) -> list[str]:
+    """`arguments` as a user changes them who reads what is said of them; {} where nothing helps."""
+    if asked := re.search(r"--gin\.([A-Z_]+)=\\\\\"", said):
+        return [*arguments, f'--gin.{asked[1]}="{values[asked[1]]}"']
+    name = said.removeprefix("gin: ").split(" ")[0].removeprefix("--")
+    ours = re.findall(r"gin/\w+/\w+\.gin", said)
+    if name.endswith(".gin"):
+        assert ours and all((RESOURCES / file).exists() for file in ours), said
+        for file in (Path(values["PROJECT_DIR"]) / "t5_1_1_base_de_en.gin",):
+            included = "".join(f"include '{file}'\n" for file in ours)
+            file.write_text(file.read_text().replace(f"include 't5x-tmp/{name}'\n", included))
+        at = [x.endswith(name) and x.startswith("--gin_file=") for x in arguments]
+        rest = [x for x, theirs in zip(arguments, at, strict=True) if not theirs]
+        files = [f"--gin_file={file}" for file in ours if any(at)]
+        # a run's file first, as the page has it
+        return [*files, *rest] if any("runs" in file for file in files) else [*rest, *files]
+    if name == "TASK_FEATURE_LENGTHS":
+        arguments = [*arguments, "--gin.pipeline.DataConfig.input_length=64"]
+    theirs = tuple(f"{flag}{name}" for flag in ("--", "--gin."))
+    return [x for x in arguments if x.partition("=")[0] not in theirs]
+
+
+@pytest.mark.parametrize("number", range(len(commands_of_t5x())))
+def test_t5xs_documented_commands_are_answered_until_they_run(
+    number, trained, places, tmp_path, capsys
+):
+    module, text = commands_of_t5x()[number]
+    module = f"gr_jax.{'train' if module == 'main' else module}"
+    model = tmp_path / "new" if module == "gr_jax.train" else trained
+    values = {
+        "MODEL_DIR": str(model),
+        "CORPUS": places["$CORPUS"],
+        "QUERIES": f"{places['$CORPUS']}/queries.jsonl",
+        "SENTENCEPIECE": str(trained / "vocabulary" / "sentencepiece.model"),
+        "CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"),
+        "PROJECT_DIR": str(tmp_path),
+    }
+    places = values | {"OUTPUT": "out", "TFDS_DATA_DIR": "tfds"}
+    places |= {"EVAL_OUTPUT_DIR": "out", "INFER_OUTPUT_DIR": "out"}
+    if "$CHECKPOINT" in text:
+        convert(trained / f"checkpoint_{STEPS}", tmp_path / "t5x", to="t5x")
+    places["CHECKPOINT"] = str(tmp_path / "t5x")
+    text = re.sub(r"\$\{?(\w+)\}?", lambda m: places[m[1]], text)
+    arguments = shlex.split(text.replace("checkpoint_1020000", f"checkpoint_{STEPS}"))
+    (tmp_path / "t5_1_1_base_de_en.gin").write_text(
+        "include 't5x-tmp/t5x/examples/t5/t5_1_1/examples/base_wmt_from_scratch.gin'\n"
+        'MIXTURE_OR_TASK_NAME = "wmt_t2t_de_en_v003"\n'
+    )
+    answers = [*_t5x_names.FLAGS.values(), *_t5x_names.MACROS.values(), *files_of_the_page()]
+    told: list[str] = []
+    while (said := reply(module, arguments, capsys)) is not None:
+        assert "\n" not in said
+        said = said.replace("t5x-tmp/", "")
+        wanted = re.search(r"--gin\.(CORPUS|MODEL_DIR|QUERIES|SENTENCEPIECE)=", said)
+        assert wanted or said.endswith(tuple(a.removeprefix("none: ") for a in answers)), said
+        changed = done_as_told(said, arguments, values)
+        assert said not in told, "what it said does not help"
+        told, arguments = [*told, said], changed
+    assert told and not (tmp_path / "new").exists()
+
+
+def files_of_the_page() -> list[str]:
+    """What the page says there is for t5x's gin files, for every size."""
+    sizes = ("tiny", "small", "base", "large", "xl", "xxl", "3b", "11b")
+    answers = [answer.partition(";")[0] for answer in table("gin files").values()]
+    return [answer.replace("SIZE", size) for answer in answers for size in sizes]
+
+
 def test_the_documented_run(trained, places):
     output = Path(places["$OUTPUT"])
     report = json.loads((output / "report.json").read_text())
@@ -136,6 +233,7 @@ def test_t5xs_recipe_is_bound():
     assert (config.optimizer.name, config.optimizer.clip_norm) == ("adafactor", None)
     assert config.loss_normalizing_factor == 233472
     assert config.schedule(0, 10) == config.schedule(9, 10) == 1e-3
+    assert "INITIAL_OPTIMIZER = 'checkpoint'" in gin.config_str()
 
 
 def test_tables_are_those_that_errors_are_made_of():
@@ -207,7 +305,7 @@ def test_macros_are_bound_or_refused(name, tmp_path):
 @pytest.mark.parametrize("name", _t5x_names.SETTINGS)
 def test_settings_are_refused_with_ours_that_can_be_bound(name):
     answer = _t5x_names.SETTINGS[name]
-    theirs = name if name.count(".") == 2 else f"{name}.something"
+    theirs = name + ".something" * (name.count(".") < 2) + ".more" * ("." not in name)
     with pytest.raises(UserError) as refused:
         gin_config.parse([BEIR], [*PLACES, f"scope/{theirs} = None"])
     assert str(refused.value).endswith(answer.removeprefix("none: "))
@@ -223,17 +321,82 @@ def test_settings_are_refused_with_ours_that_can_be_bound(name):
             assert "doesn't have a parameter named 'no_such_parameter'" in str(error), bound
 
 
+SIZES = ("small", "base", "large", "xl", "xxl")
+BOTH = ("t5", "scalable_t5")
+MODEL_FILES = {  # of t5x at cc342d4: those of all published checkpoints
+    **{f"t5/t5_1_0/{size}": f"t5_{size.lower()}" for size in (*SIZES[:3], "3B", "11B")},
+    **{f"{place}/t5_1_1/{size}": f"t5_1_1_{size}" for place in BOTH for size in SIZES},
+    **{f"{place}/mt5/{size}": f"mt5_{size}" for place in BOTH for size in SIZES},
+    **{f"t5/byt5/{size}": f"byt5_{size}" for size in SIZES},
+    **{f"t5/{family}/tiny": f"{family}_tiny" for family in ("t5_1_1", "mt5", "byt5")},
+    "t5/t5_1_0/tiny": "t5_tiny",
+}
+
+
+def answered(file: str) -> str:
+    with pytest.raises(UserError) as refused:
+        gin_config.parse([file])
+    said = str(refused.value)
+    assert said.startswith(f"gin: {file[file.index('t5x/') :]} is t5x's; here it is ")
+    ours = said.partition("here it is ")[2]
+    assert ours in files_of_the_page()
+    for named in re.findall(r"gin/\w+/\w+\.gin", ours):
+        assert (RESOURCES / named).exists(), named
+    return ours
+
+
+@pytest.mark.parametrize("file", MODEL_FILES)
+def test_every_published_model_file_of_t5x_names_ours(file):
+    ours = f"gin/models/{MODEL_FILES[file]}.gin"
+    assert answered(f"t5x/examples/{file}.gin") == ours
+    assert answered(f"/home/me/t5x/contrib/gpu/{file}.gin") == ours
+
+
 @pytest.mark.parametrize(
-    ("file", "message"),
+    ("file", "ours"),
     [
-        ("t5x/configs/runs/finetune.gin", "gin/runs/beir.gin"),
-        ("t5x/examples/t5/mt5/base.gin", "gin/models/mt5_base.gin"),
-        ("/somewhere/t5x/contrib/moe/x.gin", "gin/runs/beir.gin, with a file of gin/models"),
+        ("configs/runs/finetune", ""),
+        ("examples/scalable_t5/umt5/pretrain_small", ", with gin/models/umt5_small.gin"),
+        ("examples/scalable_t5/umt5/pretrain_xxl", ", with gin/models/umt5_xxl.gin"),
+        ("examples/scalable_t5/umt5/pretrain_large", ", with a file of gin/models"),
+        ("examples/t5/t5_1_1/examples/base_wmt_finetune", ", with gin/models/t5_1_1_base.gin"),
+        ("examples/decoder_only/models/base", ", with a file of gin/models"),
+        ("contrib/moe/x", ", with a file of gin/models"),
     ],
 )
-def test_gin_files_of_t5x_name_ours(file, message):
-    with pytest.raises(UserError, match=rf"t5x's; here it is {message}"):
-        gin_config.parse([file])
+def test_gin_files_of_t5x_name_ours(file, ours):
+    assert answered(f"/somewhere/t5x/{file}.gin") == f"gin/runs/beir.gin{ours}"
+
+
+@pytest.mark.parametrize(
+    ("binding", "asked"),
+    [
+        ("models.DecoderParams.num_decodes = 4", "models.DecoderParams"),
+        ("decoding.beam_search.alpha = 0.6", "decoding"),
+        ("models.EncoderDecoderModel.decode_fn = @decoding.beam_search", "decoding"),
+        ("seqio.Evaluator.num_examples = 3", "seqio.Evaluator"),
+        ("seqio.Evaluator.logger_cls = [@seqio.PyLoggingLogger, @seqio.JSONLogger]", "seqio"),
+        ("inputs/seqio.Feature.vocabulary = None", "seqio"),
+        ("network.Transformer.config = None", "network.Transformer"),
+        ("infer.mode = 'score'", "infer_script.infer.mode"),
+        ("infer.shard_id = 1", "infer_script.infer.shard_id"),
+        ("OPTIMIZER = @optimizers.chain()", "optimizers"),
+        (
+            "models.EncoderDecoderModel.predict_batch_with_aux.num_decodes = 4",
+            "models.EncoderDecoderModel.predict_batch_with_aux",
+        ),
+    ],
+)
+def test_names_of_t5xs_stock_files_are_answered(binding, asked):
+    with pytest.raises(UserError) as refused:
+        gin_config.parse([BEIR], [*PLACES, binding])
+    assert str(refused.value).endswith(_t5x_names.SETTINGS[asked].removeprefix("none: "))
+
+
+@pytest.mark.parametrize("binding", ["TrainConfig.stepps = 1", "pipeline.infer.cheese = 1"])
+def test_names_that_are_nobodys_are_not_taken_for_t5xs(binding):
+    with pytest.raises(UserError, match="doesn't have a parameter named"):
+        gin_config.parse([BEIR], [*PLACES, binding])
 
 
 def test_a_gin_file_that_imports_t5x(tmp_path, monkeypatch):

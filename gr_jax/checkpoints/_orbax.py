@@ -83,10 +83,13 @@ def _own(
 
 
 def _identity(path: Path) -> dict[str, Any]:
+    """What a run recorded of itself; nothing where there is no such item."""
     if not path.is_dir():
         return {}
-    with damage(path, "damaged"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(path)
+    # Not through a `Checkpointer`, which waits for all processes of a run after it has read: where
+    # one of them reads alone, the others wait for that one.
+    with damage(path, "damaged"):
+        return dict(ocp.JsonCheckpointHandler().restore(path))  # pyright: ignore[reportArgumentType]
 
 
 def _read_item(path: Path) -> dict[str, LazyArray]:

@@ -15,6 +15,7 @@ from gr_jax.data._mixture import ExampleMixture, MixtureSource, RegisteredMixtur
 from gr_jax.data._order import mixture_positions, permute
 from gr_jax.data._tokenizer import (
     BYTES,
+    ByteTokenizer,
     Tokenizer,
     is_bytes,
     load_tokenizer,
@@ -26,6 +27,7 @@ __all__ = [
     "BYTES",
     "EXAMPLES_PER_FILE",
     "Batches",
+    "ByteTokenizer",
     "ExampleMixture",
     "ExampleSource",
     "Exposure",

@@ -25,6 +25,9 @@ from gr_jax.checkpoints import (
 from gr_jax.data import MixtureCache
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
+from gr_jax.pipeline._checks import check_shape, with_vocabulary, with_vocabulary_of
+from gr_jax.pipeline._prepare import DataConfig
+from gr_jax.pipeline._workspace import Workspace
 from gr_jax.training import Optimizer, Start, adafactor_state_from_t5x
 
 DOCID_TABLES = ("random", "documents", "checkpoint")
@@ -69,10 +72,31 @@ class InitialCheckpoint:
                     "path (INITIAL_CHECKPOINT_PATH)"
                 )
 
-    def check(self) -> None:
-        """Refuses a path without a checkpoint, before anything is made for it."""
-        if self.path is not None:
-            open_checkpoint(self.path)
+    def check(self, model: T5Config, data: DataConfig, workspace: Workspace) -> DataConfig:
+        """Refuses a checkpoint that a run cannot start from, before anything is made for it.
+
+        Args:
+          model: the run's, with vocabularies of any size.
+          data: the run's.
+          workspace: of the run. One that goes on has its parameters, and needs no checkpoint.
+
+        Returns:
+          `data`, with the vocabulary that the checkpoint brings along.
+
+        Raises:
+          UserError: there is no checkpoint, or it is of another model or another vocabulary.
+        """
+        if self.path is None:
+            return data
+        if workspace.trained:
+            return with_vocabulary_of(workspace.path, data)
+        source = self._open(self.path)
+        check_shape(source, model, docid_tables=self.docid_tables == "checkpoint")
+        return with_vocabulary(source, data)
+
+    def _open(self, path: str) -> ParameterSource:
+        # the moments belong to the parameters, not to their average
+        return open_checkpoint(path, "eval" if self.optimizer == "fresh" else "params")
 
     def origin(self) -> Start | None:
         """The record of where a run began, for one that goes on; None for random parameters."""
@@ -110,8 +134,7 @@ class InitialCheckpoint:
             make = functools.partial(init_parameters, config)
             params = jax.jit(make, out_shardings=shardings)(key)
             return start._replace(params=with_document_tables(params, cache))
-        # the moments belong to the parameters, not to their average
-        source = open_checkpoint(self.path, "eval" if self.optimizer == "fresh" else "params")
+        source = self._open(self.path)
         if self.docid_tables == "checkpoint":
             if source.docid_fingerprint not in (None, docid_fingerprint):
                 raise UserError(

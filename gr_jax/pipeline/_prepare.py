@@ -49,7 +49,10 @@ class DataConfig:
       queries_rate: weight of the corpus's training queries.
       chunk_words: words of an indexing example.
       sentencepiece: a SentencePiece model to use, T5's for instance, or `bytes` for ByT5's
-        vocabulary; None trains a model on the corpus.
+        vocabulary; None trains a model on the corpus, or takes that of the gr_jax checkpoint that
+        training starts from.
+      words_only: reduce text to its case-folded words, as vocabularies that were trained here want
+        it: for a `sentencepiece` of another model directory.
       vocab_size: pieces of the model trained on the corpus.
       input_length: tokens of an example or a query at most, the end token included.
       batch_size: examples per step.
@@ -76,6 +79,7 @@ class DataConfig:
     queries_rate: float = 0.15
     chunk_words: int = 32
     sentencepiece: str | None = None
+    words_only: bool = False
     vocab_size: int = 8000
     input_length: int = 64
     batch_size: int = 512
@@ -102,6 +106,8 @@ class DataConfig:
             raise UserError(
                 f"DataConfig's rates are {rates}: none below 0, and index or synthetic above 0"
             )
+        if self.words_only and self.sentencepiece == BYTES:
+            raise UserError("DataConfig.words_only is True: ByT5's bytes want text as it is")
         if self.row_length < self.input_length:
             raise UserError(
                 f"DataConfig.row_length={self.row_length} is shorter than "
@@ -227,18 +233,16 @@ class _Job:
             )
             train_tokenizer(texts, path, vocab_size=self.data.vocab_size)
 
-        key = self.workspace.stage(
-            "vocabulary",
-            {
-                "corpus": self.corpus.fingerprint,
-                "training": self.training,
-                "sentencepiece": _content(given),
-                "vocab_size": self.data.vocab_size,
-            },
-            path,
-            build,
-        )
-        return load_tokenizer(path, words_only=given is None), key
+        settings = {
+            "corpus": self.corpus.fingerprint,
+            "training": self.training,
+            "sentencepiece": content_of(given),
+            "vocab_size": self.data.vocab_size,
+        }
+        if given and self.data.words_only:
+            settings["words_only"] = True
+        key = self.workspace.stage("vocabulary", settings, path, build)
+        return load_tokenizer(path, words_only=given is None or self.data.words_only), key
 
     def write_examples(
         self,
@@ -341,12 +345,12 @@ def _describe(part: Any) -> str:
     """A config value as text: what its stage's output depends on."""
     settings = dataclasses.asdict(part)
     if settings.get("embeddings"):
-        settings["embeddings"] = _content(settings["embeddings"])
+        settings["embeddings"] = content_of(settings["embeddings"])
     fields = ", ".join(f"{k}={v!r}" for k, v in sorted(settings.items()))
     return f"{type(part).__name__}({fields})"
 
 
-def _content(path: str | None) -> str | None:
+def content_of(path: str | None) -> str | None:
     """A fingerprint of a file: what is in it counts, not where it lies."""
     if path in (None, BYTES):
         return path

@@ -81,12 +81,11 @@ def train(
       Interrupted: asked to stop; the state is saved.
     """
     partitioner = Partitioner.make(trainer.partitioning)
-    model(vocab_size=1, target_vocab_size=1)  # refused now rather than after the data is made
+    shape = model(vocab_size=1, target_vocab_size=1)  # refused now, not after the data is made
     with contextlib.ExitStack() as held:
         with distributed.first_process_first("preparation") as told:
             workspace = Workspace(model_dir)
-            if not workspace.trained:  # a run that goes on has its parameters
-                initial.check()
+            data = initial.check(shape, data, workspace)
             collection = load_collection(corpus, strict=strict)
             log(_describe_collection(collection))
             check_inputs(workspace, collection, docids=docids, data=data)
@@ -306,8 +305,8 @@ def _sized(model: Callable[..., T5Config], prepared: Prepared) -> T5Config:
     docid_tokens = rounded_up(prepared.docid_map.vocabulary.size)
     config = model(vocab_size=pieces, target_vocab_size=docid_tokens)
     fields = dataclasses.asdict(config)
-    if prepared.config.sentencepiece is None:
-        # learnt from this corpus: no published table fits, so none of its spare rows is wanted
+    if prepared.tokenizer.words_only:
+        # learnt here from a corpus: no published table fits, so none of its spare rows is wanted
         fields["vocab_size"] = pieces
     return T5Config(**fields)
 

@@ -18,19 +18,21 @@ from gr_jax.files import atomic_file
 from gr_jax.training._step import StepMetrics
 
 SPIKE_WINDOW = 50  # steps whose median loss is what a jump is measured by
+LEAST_LOSSES = 12  # of them, from which on there is a median to measure by
 _NAMED = 4  # examples in the message; the file has all
 
 
 class FailureDetector:
     """Sees every step's metrics, in order, some time after the step.
 
-    A loss has jumped when it is more than `spike_factor` times the median of the `SPIKE_WINDOW`
-    losses before it, all of steps after the warm-up. The median and not the mean, so that one
-    earlier outlier hides nothing; a run that goes on counts anew.
+    A loss has jumped when it is more than `spike_factor` times the median of the losses before it:
+    `SPIKE_WINDOW` of them, or as many as there are after the warm-up, but `LEAST_LOSSES`. The
+    median and not the mean, so that one earlier outlier hides nothing; a run that goes on counts
+    anew.
     """
 
     def __init__(self, spike_factor: float, warmup_steps: int):
-        """`spike_factor` 0 lets losses jump."""
+        """`spike_factor` 0 lets losses jump; `warmup_steps` are those of `Schedule.warmup`."""
         self._factor = spike_factor
         self._warmup = warmup_steps
         self._losses = collections.deque(maxlen=SPIKE_WINDOW)
@@ -44,7 +46,7 @@ class FailureDetector:
         if not self._factor or step <= self._warmup:
             return None
         loss = float(metrics.loss)
-        if len(self._losses) == SPIKE_WINDOW:
+        if len(self._losses) >= LEAST_LOSSES:
             usual = float(np.median(self._losses))
             if loss > self._factor * usual:
                 return f"loss is {loss:.4g}, {loss / usual:.1f} times its recent median"

@@ -78,8 +78,8 @@ class TrainConfig:
       microbatches: parts that a step's rows are worked through in, one after the other: the
         gradients are the whole batch's, and the activations in memory are a part's.
       spike_factor: stops the run when a loss is more than this many times the median of the last 50
-        (after the warm-up); 0 never does, because most jumps heal and small losses jump often. A
-        loss or gradient that is not a number always stops it.
+        (12 at least, after the warm-up); 0 never does, because most jumps heal and small losses
+        jump often. A loss or gradient that is not a number always stops it.
       profile_steps: (first step, number of steps) to write a profiler trace of, steps counted from
         1; in MODEL_DIR/train/plugins/profile, for TensorBoard and XProf. None for none.
       peak_flops: dense FLOP/s of one device, which model FLOPs utilisation is relative to; None for
@@ -216,7 +216,7 @@ def train(
                 period=config.log_period,
                 total_steps=total_steps,
                 tasks=tasks,
-                detect=FailureDetector(config.spike_factor, config.schedule.warmup_steps),
+                detect=FailureDetector(config.spike_factor, config.schedule.warmup(total_steps)),
                 failed=failed,
                 ledger=ledger,
                 metrics=metrics,

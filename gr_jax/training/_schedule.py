@@ -90,13 +90,21 @@ class Schedule:
     def _names(self) -> list[str]:
         return [name.strip() for name in (self.factors or "").split("*")]
 
+    def warmup(self, total_steps: int) -> int:
+        """How many steps of a run of `total_steps` have a rate that still rises."""
+        if self.factors is None:
+            rising = self.decay != "rsqrt"
+            return min(self.warmup_steps, max(total_steps // 5, 1)) if rising else 0
+        rising = {"linear_warmup", "linear_decay"} & set(self._names)
+        return max(self.warmup_steps + self.step_offset, 0) if rising else 0
+
     def __call__(self, step: int, total_steps: int) -> float:
         """The rate of `step` (from 0) in a run of `total_steps`."""
         if self.factors is not None:
             return self._product(max(step - self.step_offset, 0))
-        warmup = min(self.warmup_steps, max(total_steps // 5, 1))
         if self.decay == "rsqrt":
             return self.base / math.sqrt(max(step, self.warmup_steps, 1))
+        warmup = self.warmup(total_steps)
         if step < warmup:
             return self.base * (step + 1) / warmup
         done = (step - warmup) / max(total_steps - warmup, 1)

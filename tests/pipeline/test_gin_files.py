@@ -162,7 +162,7 @@ def test_rows_of_the_published_table_stay_for_a_tokenizer_that_is_given(
     pieces, sentencepiece, rows
 ):
     prepared = SimpleNamespace(
-        tokenizer=SimpleNamespace(vocab_size=pieces),
+        tokenizer=SimpleNamespace(vocab_size=pieces, words_only=sentencepiece is None),
         docid_map=SimpleNamespace(vocabulary=SimpleNamespace(size=50)),
         config=DataConfig(sentencepiece=sentencepiece),
     )

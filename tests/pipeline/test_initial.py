@@ -1,11 +1,13 @@
 """Training that starts from a checkpoint of text, as published T5s are."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,14 +20,17 @@ from gr_jax.checkpoints import (
     LazyArray,
     from_parameters,
     open_checkpoint,
+    parameter_shapes,
     write_hugging_face,
     write_t5x_legacy,
 )
 from gr_jax.docids import DocidMap
 from gr_jax.errors import UserError
-from gr_jax.models import T5Config, init_parameters
+from gr_jax.models import VARIANTS, T5Config, init_parameters
+from gr_jax.pipeline._checks import check_shape, with_vocabulary
 from gr_jax.pipeline._initial import InitialCheckpoint
 from gr_jax.pipeline._run import _sized
+from gr_jax.serving import IndexSpec
 from gr_jax.training import (
     Checkpoints,
     Optimizer,
@@ -33,6 +38,7 @@ from gr_jax.training import (
     adafactor_state_to_t5x,
     make_mesh,
 )
+from tests.conftest import write_beir
 from tests.pipeline.tiny import settings
 
 ADAFACTOR = Optimizer("adafactor", clip_norm=None)
@@ -47,7 +53,7 @@ def tiny_model() -> T5Config:
     """The shape that the tiny run trains, as a T5 of text with spare rows in its table."""
     model = settings()["model"]
     assert isinstance(model, functools.partial)
-    return model(vocab_size=320)
+    return model(vocab_size=200)
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +146,20 @@ def test_random_parameters_are_the_default(prepared):
     assert np.std(tables[TABLES[0]]) > 0
 
 
-def test_a_run_starts_from_it_and_goes_on_without_it(beir, published, tmp_path):
+STILL = training.Schedule(base=1e-9, warmup_steps=1, decay="constant")
+
+
+def with_vocabulary_of(prepared) -> pipeline.DataConfig:
+    """The tiny run's, with a vocabulary that is there."""
+    path = str(prepared.tokenizer.path)
+    return dataclasses.replace(prepared.config, sentencepiece=path, words_only=True)
+
+
+def test_a_run_starts_from_it_and_goes_on_without_it(beir, prepared, published, tmp_path):
     path, theirs = published
     model_dir = tmp_path / "model"
-    still = training.Schedule(base=1e-9, warmup_steps=1, decay="constant")
-    arguments: dict[str, Any] = settings(steps=2, schedule=still, ema_decay=0.0)
+    arguments: dict[str, Any] = settings(steps=2, schedule=STILL, ema_decay=0.0)
+    arguments["data"] = with_vocabulary_of(prepared)
     train = functools.partial(
         pipeline.train, model_dir=str(model_dir), corpus=str(beir), **arguments
     )
@@ -165,27 +180,132 @@ def test_a_run_starts_from_it_and_goes_on_without_it(beir, published, tmp_path):
     assert json.loads(identity.training)["initial"]["path"] == str(moved)
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(beir, published, tmp_path):
-    path, _ = published
-    model_dir = tmp_path / "model"
+@pytest.fixture(scope="module")
+def trained(beir, prepared, tmp_path_factory) -> Path:
+    """A model directory of ours after one step."""
+    model_dir = tmp_path_factory.mktemp("trained") / "model"
+    shutil.copytree(prepared.tokenizer.path.parents[1], model_dir)
+    arguments: dict[str, Any] = settings(steps=1, optimizer=Optimizer("adamw"))
+    pipeline.train(model_dir=str(model_dir), corpus=str(beir), **arguments)
+    return model_dir
+
+
+def test_a_checkpoint_of_ours_brings_its_vocabulary_along(trained, tmp_path):
+    """To another corpus, of which another vocabulary would be learnt."""
+    theirs, model_dir = tmp_path / "theirs", tmp_path / "model"
+    shutil.copytree(trained, theirs)
+    arguments: dict[str, Any] = settings(steps=1, schedule=STILL, ema_decay=0.0)
+    initial = InitialCheckpoint(str(theirs))
+    corpus = str(write_beir(tmp_path / "other", per_topic=3, seed=1))
+    train = functools.partial(
+        pipeline.train, model_dir=str(model_dir), corpus=corpus, initial=initial
+    )
+    train(**arguments)
+    pieces = "vocabulary/sentencepiece.model"
+    assert (model_dir / pieces).read_bytes() == (trained / pieces).read_bytes()
+    assert IndexSpec.load(model_dir / "index.json").words_only
+    before, after = open_checkpoint(trained), open_checkpoint(model_dir, "params")
+    name = "token_embedder/embedding"
+    assert after.leaves[name].shape == before.leaves[name].shape
+    np.testing.assert_allclose(after.read(name), before.read(name), atol=1e-6)
+    shutil.rmtree(theirs)
+    train(**arguments)  # goes on without them
+
+
+TIED = {"mlp_activations": ("relu",), "logits_via_embedding": True}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "model", "message"),
+    [
+        ({}, {"mlp_dim": 128}, r"T5Config\.mlp_dim is 64 \(the model's: 128\); give the model its"),
+        ({"num_decoder_layers": 2}, {}, r"num_decoder_layers is 2 \(the model's: 1\)"),
+        (TIED, {}, r"mlp_activations is \('relu',\) \(the model's: \('gelu', 'linear'\)\)"),
+        ({"relpos_per_layer": True}, {}, r"relpos_per_layer is True \(the model's: False\)"),
+        (
+            VARIANTS["t5_1_1_tiny"],
+            {},
+            r"emb_dim is 64 .*num_heads is 4 .*--gin_file=gin/models/t5_1_1_tiny\.gin or ",
+        ),
+        (VARIANTS["t5_tiny"], {}, r"give --gin_file=gin/models/t5_tiny\.gin, after the run's own"),
+        (VARIANTS["umt5_tiny"], {}, r"give --gin_file=gin/models/umt5_tiny\.gin, after"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused(checkpoint, model, message):
+    theirs = dataclasses.replace(tiny_model(), **checkpoint)
+    ours = dataclasses.replace(tiny_model(), vocab_size=1, target_vocab_size=1, **model)
+    source: Any = SimpleNamespace(path="ckpt", config=theirs, leaves=parameter_shapes(theirs))
+    with pytest.raises(UserError, match=message) as refused:
+        check_shape(source, ours, docid_tables=False)
+    assert "\n" not in str(refused.value)
+    # and the shape that is asked for is taken, in any layout
+    for name in ("scan_layers", "relpos_per_layer"):
+        fits = dataclasses.replace(theirs, target_vocab_size=1, **{name: True})
+        if fits.relpos_per_layer or not theirs.relpos_per_layer:
+            check_shape(source, fits, docid_tables=False)
+
+
+@pytest.mark.parametrize("name", ["t5_small", "mt5_base", "byt5_large", "umt5_xl", "flan_t5_xxl"])
+def test_the_gin_file_of_a_published_model_is_named(name):
+    config = T5Config.from_name(name)
+    source: Any = SimpleNamespace(path="ckpt", config=config, leaves=parameter_shapes(config))
+    with pytest.raises(UserError, match=rf"[= ]gin/models/{name}\.gin[ ,]") as refused:
+        check_shape(source, T5Config(1), docid_tables=False)
+    named = re.findall(r"gin/models/(\w+)\.gin", str(refused.value))
+    assert {T5Config.from_name(other) for other in named} == {config}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("initial", "vocabulary", "message"),
+    [
+        ({"path": "nowhere"}, None, "nowhere: no such file"),
+        ({"path": "published"}, None, r'200 rows.*--gin\.SENTENCEPIECE=\\"spiece.model\\"'),
+        ({"path": "wide"}, "bytes", r"mlp_dim is 96"),
+        (
+            {"path": "published", "docid_tables": "checkpoint"},
+            "bytes",
+            "no tables of docid tokens.*DOCID_TABLES='random' or 'documents'",
+        ),
+        ({"path": "trained"}, "bytes", "bytes: not the vocabulary of .*leave SENTENCEPIECE out"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_made(
+    beir, published, trained, tmp_path, initial, vocabulary, message, dry_run
+):
+    wide = dataclasses.replace(tiny_model(), mlp_dim=96)
+    source = from_parameters(init_parameters(wide, jax.random.key(0)), wide)
+    write_hugging_face(source, tmp_path / "wide")
+    (tmp_path / "published").symlink_to(published[0])
+    (tmp_path / "trained").symlink_to(trained)
     arguments: dict[str, Any] = settings(steps=2)
-    wide: Any = functools.partial(arguments["model"], mlp_dim=128)
-    with pytest.raises(UserError, match=r"mlp.*\(32, 64\).*\(32, 128\)"):
+    arguments["data"] = dataclasses.replace(arguments["data"], sentencepiece=vocabulary)
+    fields = initial | {"path": str(tmp_path / initial["path"])}
+    with pytest.raises(UserError, match=message) as refused:
         pipeline.train(
-            model_dir=str(model_dir),
+            model_dir=str(tmp_path / "model"),
             corpus=str(beir),
-            initial=InitialCheckpoint(str(path)),
-            **(arguments | {"model": wide}),
-        )
-    assert not (model_dir / "index.json").exists()
-    with pytest.raises(UserError, match="nowhere"):
-        pipeline.train(
-            model_dir=str(tmp_path / "other"),
-            corpus=str(beir),
-            initial=InitialCheckpoint(str(tmp_path / "nowhere")),
+            initial=InitialCheckpoint(**fields),
+            dry_run=dry_run,
             **arguments,
         )
-    assert not (tmp_path / "other").exists()
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "fits"),
+    [(384, "bytes", True), (259, "bytes", True), (256, "bytes", False), (32128, "bytes", False)],
+)
+def test_a_vocabulary_has_as_many_pieces_as_the_table_has_rows(rows, given, fits):
+    config = T5Config(rows)
+    source: Any = SimpleNamespace(path="ckpt", format="t5x", config=config)
+    data = pipeline.DataConfig(sentencepiece=given)
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="has 259 pieces"):
+        assert with_vocabulary(source, data) is data
+    if rows == 384:
+        with pytest.raises(UserError, match=r'SENTENCEPIECE=\\"bytes\\"'):
+            with_vocabulary(source, pipeline.DataConfig())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +319,7 @@ class Poisoned(training.Schedule):
 def test_the_advice_after_a_failed_step_is_followed(beir, prepared, tmp_path):
     """Parameters and optimizer go on, beside an average that the parameters are not."""
     one, other = tmp_path / "one", tmp_path / "other"
-    for directory in (one, other):  # prepared for its tables: nothing of it depends on the place
-        shutil.copytree(prepared.tokenizer.path.parents[1], directory)
+    shutil.copytree(prepared.tokenizer.path.parents[1], one)
     fixed: dict[str, Any] = {
         "steps": 6, "save_period": 3, "log_period": 1, "ema_decay": 0.9
     }  # fmt: skip
@@ -231,12 +350,9 @@ def test_the_advice_after_a_failed_step_is_followed(beir, prepared, tmp_path):
     assert [after.optimizer[n].read().item() for n in counts] == [9] * len(counts) != []
 
 
-def test_optimizer_states_that_do_not_fit_are_refused(beir, prepared, tmp_path):
-    shutil.copytree(prepared.tokenizer.path.parents[1], tmp_path / "model")
-    arguments: dict[str, Any] = settings(steps=1, optimizer=Optimizer("adamw"))
-    pipeline.train(model_dir=str(tmp_path / "model"), corpus=str(beir), **arguments)
+def test_optimizer_states_that_do_not_fit_are_refused(prepared, trained):
     checkpoint: dict[str, Any] = {
-        "path": str(tmp_path / "model" / "checkpoint_1"), "optimizer": "checkpoint",
+        "path": str(trained / "checkpoint_1"), "optimizer": "checkpoint",
         "as_trained": True,
     }  # fmt: skip
     with pytest.raises(UserError, match=r"docid_tables='checkpoint'"):

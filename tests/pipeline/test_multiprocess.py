@@ -1,15 +1,26 @@
 """The main job in two processes, and how they find each other."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from gr_jax import distributed
+from gr_jax.checkpoints import (
+    HEAD,
+    from_parameters,
+    parameter_shapes,
+    write_hugging_face,
+    write_t5x_legacy,
+)
 from gr_jax.errors import UserError
-from gr_jax.training import load_eval_parameters
+from gr_jax.models import T5Config
+from gr_jax.training import Checkpoints, load_eval_parameters
+from gr_jax.training._checkpoints import RunIdentity
 from tests.pipeline.tiny import BINDINGS
 from tests.processes import ended, start
 
@@ -84,6 +95,32 @@ def test_hosts_that_do_not_share_the_directory_are_told(beir, tmp_path):
         assert "Traceback" not in errors, errors
     assert "failed in process 1: " in finished[0][2]
     assert not (tmp_path / "of_host_1").exists()
+
+
+def test_two_processes_start_from_each_format(tmp_path):
+    """Process 0 opens the checkpoint while the other waits for it."""
+    text = T5Config(384, None, 16, 2, 8, 32, 1, 1)
+    ours = dataclasses.replace(text, target_vocab_size=128)
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(ours) | parameter_shapes(text)
+    arrays = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
+    tree = unflatten_dict({n: arrays[n] for n in parameter_shapes(text)}, sep="/")
+    source = from_parameters(tree, text)
+    write_t5x_legacy(source, tmp_path / "t5x")
+    write_hugging_face(source, tmp_path / "hugging_face")
+    arrays |= {HEAD: rng.random((16, 128), np.float32)}
+    checkpoints = Checkpoints(tmp_path / "gr_jax")
+    checkpoints.save(
+        1, {"params": unflatten_dict(arrays, sep="/")}, RunIdentity("f", ours.to_json(), 0, 1)
+    )
+    checkpoints.close()
+    paths = [str(tmp_path / name) for name in ("gr_jax", "t5x", "hugging_face")]
+    given = ("{port}", "{index}", ours.to_json().replace("{", "{{").replace("}", "}}"), *paths)
+    finished = ended(start("tests.pipeline.starts", *given, devices=1))
+    assert [status for status, *_ in finished] == [0, 0], finished
+    total = sum(x.sum() for name, x in arrays.items() if name.startswith("encoder/"))
+    for _, sums, _ in finished:
+        assert json.loads(sums) == pytest.approx(dict.fromkeys(paths, total), rel=1e-4)
 
 
 SLURM = {

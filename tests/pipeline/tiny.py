@@ -51,6 +51,7 @@ BINDINGS = (
     "models.T5Config.head_dim = 16",
     "models.T5Config.mlp_dim = 64",
     "models.T5Config.num_encoder_layers = 1",
+    "models.T5Config.num_decoder_layers = 1",
     "models.T5Config.dtype = 'float32'",
     "training.Schedule.base = 1e-2",
     "training.Schedule.warmup_steps = 5",

@@ -18,7 +18,7 @@ from gr_jax.training import (
     load_eval_parameters,
     read_metrics,
 )
-from gr_jax.training._failures import SPIKE_WINDOW, FailureDetector
+from gr_jax.training._failures import LEAST_LOSSES, SPIKE_WINDOW, FailureDetector
 from tests.training.tiny_run import (
     FINGERPRINT,
     STEPS,
@@ -135,6 +135,12 @@ class TestSpike:
         assert record["step"] == self.STEP + 1
         assert not list(tmp_path.glob("checkpoint_*")), "checkpoint_95 was due"
 
+    def test_is_seen_soon_after_the_warm_up_that_the_run_has(self, tmp_path):
+        """Which is a fifth of a short run, whatever `warmup_steps`; as soon after it goes on."""
+        run = self.RUN | {"schedule": Schedule(base=1e-2, warmup_steps=10_000)}
+        message, _ = failed_run(tmp_path / "a", batches=Relabelled(50), spike_factor=2.0, **run)
+        assert "times its recent median at step 51;" in message
+
     def test_is_let_through_by_default(self, tmp_path):
         state = train_tiny(tmp_path, batches=Relabelled(self.STEP), **self.RUN)
         assert int(state.step) == self.TOTAL
@@ -152,11 +158,11 @@ class TestDetector:
                 return step
         return None
 
-    def test_needs_a_window_after_the_warm_up(self):
-        usual = [1.0] * SPIKE_WINDOW
-        assert self.first([*usual, 2.5]) == SPIKE_WINDOW + 1
+    def test_needs_some_losses_after_the_warm_up(self):
+        usual = [1.0] * LEAST_LOSSES
+        assert self.first([*usual, 2.5]) == LEAST_LOSSES + 1
         assert self.first([*usual[1:], 2.5]) is None
-        assert self.first([9.0] * 7 + [*usual, 2.5], warmup=7) == SPIKE_WINDOW + 8
+        assert self.first([9.0] * 7 + [*usual, 2.5], warmup=7) == LEAST_LOSSES + 8
         assert self.first([9.0] * 7 + [*usual[1:], 2.5], warmup=7) is None
         assert self.first([*usual, 1.9, 2.0]) is None
         assert self.first([*usual, 1e9], factor=0.0) is None

@@ -105,6 +105,27 @@ class TestSchedule:
             assert found == pytest.approx(rates, rel=1e-6)
 
     @pytest.mark.parametrize(
+        ("settings", "total", "steps"),
+        [
+            ({"warmup_steps": 200}, 5000, 200),
+            ({"warmup_steps": 200}, 400, 80),
+            ({"warmup_steps": 200}, 3, 1),
+            ({"warmup_steps": 0}, 400, 0),
+            ({"warmup_steps": 200, "decay": "rsqrt"}, 5000, 0),
+            ({"warmup_steps": 200, "factors": "constant"}, 400, 0),
+            ({"warmup_steps": 200, "factors": "constant * linear_warmup"}, 400, 200),
+            ({"warmup_steps": 200, "factors": "linear_decay"}, 400, 200),
+            ({"factors": "constant * linear_warmup", "step_offset": -1_000_000}, 400, 0),
+            ({"factors": "constant * linear_warmup", "step_offset": 5}, 400, 205),
+        ],
+    )
+    def test_the_warm_up_is_where_the_rate_rises(self, settings, total, steps):
+        schedule = Schedule(base=1.0, min_learning_rate=0.0, **settings)
+        assert schedule.warmup(total) == steps
+        rates = [schedule(step, total) for step in range(max(steps, 2))]
+        assert (rates[-1] > rates[0]) == (steps > 1)
+
+    @pytest.mark.parametrize(
         ("settings", "message"),
         [
             ({"factors": "constant * exp"}, r"Schedule\.factors has 'exp': .*rsqrt_decay"),
