@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from gr_jax.checkpoints._lazy import LazyArray, merge_axes, split_axis, stack, take
+from gr_jax.checkpoints._lazy import LastRead, LazyArray, merge_axes, split_axis, stack, unstack
 from gr_jax.checkpoints._shapes import RELPOS, same_bytes
 from gr_jax.errors import UserError
 from gr_jax.models._layout import LAYER_AXIS, layer_name, split_name, stack_leaves
@@ -32,13 +33,14 @@ def canonical(
     """
     layout, num_heads = "layers", None
     leaves: dict[str, LazyArray] = {}
+    last = LastRead()
     for name, leaf in raw.items():
         if layer_name(name, 0) is None:
             parts = [(name, leaf)]
         elif len(leaf.shape) > LAYER_AXIS:
             layout = "stacked" if layout == "layers" else layout
-            layers = range(leaf.shape[LAYER_AXIS])
-            parts = [(layer_name(name, i) or "", take(leaf, i, LAYER_AXIS)) for i in layers]
+            layers = enumerate(unstack(leaf, LAYER_AXIS, last))
+            parts = [(layer_name(name, i) or "", layer) for i, layer in layers]
         else:
             raise UserError(f"{path}: {name} is {leaf.shape}: scanned, it has no axis of layers")
         for part, array in parts:
@@ -84,11 +86,13 @@ def stacked(leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     return stack_leaves(leaves, lambda layers: stack(layers, LAYER_AXIS))
 
 
-def scanned(leaves: Mapping[str, LazyArray], head_dim: int) -> dict[str, LazyArray]:
-    """The `scanned` layout of the `layers` layout, which has a position bias in every layer."""
-    heads: dict[str, LazyArray] = {}
+def scanned(
+    leaves: Mapping[str, LazyArray], head_dim: int
+) -> dict[str, list[LazyArray] | LazyArray]:
+    """The `scanned` layout of the `layers` layout; what lies along the axis of layers is a list."""
+    heads: dict[str, Any] = {}
     for name, leaf in per_layer_biases(leaves).items():
         match = _ATTENTION.fullmatch(name)
         at = 0 if match and match[1] == "out" else 1
         heads[name] = split_axis(leaf, at, head_dim) if match else leaf
-    return stacked(heads)
+    return stack_leaves(heads, list)
