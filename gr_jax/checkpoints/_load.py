@@ -24,7 +24,7 @@ from gr_jax.models._layout import LAYER_AXIS, stack_leaves
 _Bounds = tuple[tuple[int, int], ...]  # the first index along each axis and that after the last
 
 # the axis along which a table has a row per token
-_VOCABULARY_AXIS = {EMBEDDING: 0, TARGET_EMBEDDING: 0, HEAD: 1}
+VOCABULARY_AXIS = {EMBEDDING: 0, TARGET_EMBEDDING: 0, HEAD: 1}
 
 
 def new_parameters(
@@ -37,7 +37,7 @@ def new_parameters(
     """
     new = {TARGET_EMBEDDING, HEAD} if _gains_docids(source, config) else set()
     for name in resized:
-        axis = _VOCABULARY_AXIS[name]
+        axis = VOCABULARY_AXIS[name]
         if (
             name in source.leaves
             and source.leaves[name].shape[axis] < layout_shapes(config)[name][axis]
@@ -87,7 +87,7 @@ def load_parameters(
     given = {name: cast(leaves[name], np.dtype(dtype)) for name in shapes.keys() - out.keys()}
     out |= place(given, shapes, placed)
     for name in new & set(resized):
-        axis = _VOCABULARY_AXIS[name]
+        axis = VOCABULARY_AXIS[name]
         count = given[name].shape[axis]
         out[name] = _join(out[name], fresh[name], count, axis, placed[name])
     return unflatten_dict({name: out[name] for name in shapes}, sep="/")
@@ -171,11 +171,11 @@ def _check(
             raise UserError(f"{source.path}: has no {name}, which the model has; {_advice(name)}")
         given = list(have[name].shape)
         if name in resized:
-            given[_VOCABULARY_AXIS[name]] = shape[_VOCABULARY_AXIS[name]]
+            given[VOCABULARY_AXIS[name]] = shape[VOCABULARY_AXIS[name]]
         if tuple(given) != shape:
             raise UserError(
                 f"{source.path}: {name} is {have[name].shape}, the model's is {shape}; "
-                + ("declare the table resized, or " if name in _VOCABULARY_AXIS else "")
+                + ("declare the table resized, or " if name in VOCABULARY_AXIS else "")
                 + "give the model the checkpoint's shape"
             )
 

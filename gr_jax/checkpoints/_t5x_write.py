@@ -15,9 +15,9 @@ from flax.traverse_util import unflatten_dict
 
 from gr_jax.checkpoints._canonical import scanned as scanned_layout
 from gr_jax.checkpoints._lazy import LazyArray, blocks_of, cast, groups, read_together, stack
+from gr_jax.checkpoints._moments import t5x_state
 from gr_jax.checkpoints._source import ParameterSource
 from gr_jax.checkpoints._t5x_legacy import CHECKPOINT
-from gr_jax.errors import UserError
 from gr_jax.files import new_directory
 from gr_jax.models._layout import LAYER_AXIS
 
@@ -40,10 +40,10 @@ def write_t5x_legacy(
       scanned: in the layout of `examples/scalable_t5` with `scan_layers`: heads on an axis of their
         own, layers on axis 1, position biases per layer (a shared one stands in each).
       dtype: to round the parameters to; None leaves them as they are.
-      optimizer: also t5x's optimizer state.
+      optimizer: also the optimizer's state: t5x's, or that of gr_jax's Adafactor.
 
     Raises:
-      UserError: the directory exists, or there is no optimizer state of that layout to write.
+      UserError: the directory exists, or there is no optimizer state that t5x has in that layout.
     """
     leaves = _leaves(source, scanned, dtype, optimizer)
     with new_directory(directory) as temporary:
@@ -66,7 +66,7 @@ def write_t5x_orbax(
     The arguments are those of `write_t5x_legacy`.
 
     Raises:
-      UserError: the directory exists, or there is no optimizer state of that layout to write.
+      UserError: the directory exists, or there is no optimizer state that t5x has in that layout.
     """
     leaves = _leaves(source, scanned, dtype, optimizer)
     whole = {n: stack(x, LAYER_AXIS) if isinstance(x, list) else x for n, x in leaves.items()}
@@ -120,17 +120,7 @@ def _leaves(
     laid = scanned_layout(target, source.config.head_dim) if scanned else target
     leaves: dict[str, list[LazyArray] | LazyArray] = {f"target/{n}": x for n, x in laid.items()}
     leaves["state/step"] = LazyArray.of(np.asarray(source.step or 0, np.int32))
-    if not optimizer:
-        return leaves
-    if source.format == "gr-jax" or not source.optimizer:
-        raise UserError(f"{source.path}: holds no t5x optimizer state to keep")
-    layout = "scanned" if scanned else "layers"
-    if source.layout != layout:
-        raise UserError(
-            f"{source.path}: its optimizer state is in the layout {source.layout!r}, which cannot "
-            f"become {layout!r}; drop it, or keep the layout"
-        )
-    return leaves | dict(source.optimizer)
+    return leaves | t5x_state(source, scanned=scanned) if optimizer else leaves
 
 
 def _write_arrays(
