@@ -9,6 +9,7 @@ from gr_jax.checkpoints._fingerprint import fingerprint
 from gr_jax.checkpoints._hugging_face_write import export_notes, write_hugging_face
 from gr_jax.checkpoints._lazy import LazyArray
 from gr_jax.checkpoints._load import initialise_from, load_parameters, new_parameters
+from gr_jax.checkpoints._load_moments import load_optimizer_state
 from gr_jax.checkpoints._open import open_checkpoint
 from gr_jax.checkpoints._orbax import saved_parameters
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING, parameter_shapes
@@ -28,6 +29,7 @@ __all__ = [
     "fingerprint",
     "from_parameters",
     "initialise_from",
+    "load_optimizer_state",
     "load_parameters",
     "new_parameters",
     "open_checkpoint",

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from gr_jax.checkpoints._lazy import LazyArray, merge_axes, split_axis, stack, take
+from gr_jax.checkpoints._lazy import LastRead, LazyArray, merge_axes, split_axis, stack, unstack
 from gr_jax.checkpoints._shapes import RELPOS, same_bytes
 from gr_jax.errors import UserError
 from gr_jax.models._layout import LAYER_AXIS, layer_name, split_name, stack_leaves
 
-_ATTENTION = re.compile(r".*attention/(query|key|value|out)/kernel")
+ATTENTION = re.compile(r".*attention/(query|key|value|out)/kernel")
 
 
 def canonical(
@@ -32,24 +33,37 @@ def canonical(
     """
     layout, num_heads = "layers", None
     leaves: dict[str, LazyArray] = {}
+    last = LastRead()
     for name, leaf in raw.items():
-        if layer_name(name, 0) is None:
-            parts = [(name, leaf)]
-        elif len(leaf.shape) > LAYER_AXIS:
-            layout = "stacked" if layout == "layers" else layout
-            layers = range(leaf.shape[LAYER_AXIS])
-            parts = [(layer_name(name, i) or "", take(leaf, i, LAYER_AXIS)) for i in layers]
-        else:
+        stacked = layer_name(name, 0) is not None
+        if stacked and len(leaf.shape) <= LAYER_AXIS:
             raise UserError(f"{path}: {name} is {leaf.shape}: scanned, it has no axis of layers")
-        for part, array in parts:
-            match = _ATTENTION.fullmatch(part)
-            if match and len(array.shape) == 3:
-                layout = "heads" if part == name else "scanned"
-                at = 0 if match[1] == "out" else 1
-                num_heads = array.shape[at]
-                array = merge_axes(array, at)
-            leaves[part] = array
+        if stacked:
+            layout = "stacked" if layout == "layers" else layout
+        if (match := ATTENTION.fullmatch(name)) and len(leaf.shape) == 3 + stacked:
+            layout = "scanned" if stacked else "heads"
+            num_heads = leaf.shape[0 if match[1] == "out" else 1 + stacked]
+        leaves.update(layers_of(name, leaf, last))
     return _share_position_biases(leaves), layout, num_heads
+
+
+def layers_of(name: str, leaf: LazyArray, last: LastRead) -> list[tuple[str, LazyArray]]:
+    """The `layers` layout of one parameter in any layout, or of what has its shape.
+
+    Args:
+      name: of the parameter, as it lies.
+      leaf: it.
+      last: see `unstack`.
+    """
+    layers = [(name, leaf)]
+    if layer_name(name, 0) is not None:
+        stack = enumerate(unstack(leaf, LAYER_AXIS, last))
+        layers = [(layer_name(name, i) or "", layer) for i, layer in stack]
+    match = ATTENTION.fullmatch(name)
+    if match is None:
+        return layers
+    at = 0 if match[1] == "out" else 1
+    return [(n, merge_axes(x, at) if len(x.shape) == 3 else x) for n, x in layers]
 
 
 def _share_position_biases(leaves: dict[str, LazyArray]) -> dict[str, LazyArray]:
@@ -84,11 +98,13 @@ def stacked(leaves: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     return stack_leaves(leaves, lambda layers: stack(layers, LAYER_AXIS))
 
 
-def scanned(leaves: Mapping[str, LazyArray], head_dim: int) -> dict[str, LazyArray]:
-    """The `scanned` layout of the `layers` layout, which has a position bias in every layer."""
-    heads: dict[str, LazyArray] = {}
+def scanned(
+    leaves: Mapping[str, LazyArray], head_dim: int
+) -> dict[str, list[LazyArray] | LazyArray]:
+    """The `scanned` layout of the `layers` layout; what lies along the axis of layers is a list."""
+    heads: dict[str, Any] = {}
     for name, leaf in per_layer_biases(leaves).items():
-        match = _ATTENTION.fullmatch(name)
+        match = ATTENTION.fullmatch(name)
         at = 0 if match and match[1] == "out" else 1
         heads[name] = split_axis(leaf, at, head_dim) if match else leaf
-    return stacked(heads)
+    return stack_leaves(heads, list)

@@ -42,6 +42,11 @@ def convert(
       UserError: no checkpoint, an existing directory, or something that the format cannot hold.
     """
     source, directory = open_checkpoint(path, parameters), local_path(directory)
+    if optimizer and source.averaged and parameters == "eval":
+        raise UserError(
+            f"{source.path}: its optimizer state is not of the average of the parameters; "
+            "write those that were trained (--parameters params), or drop it"
+        )
     rounded = None if dtype is None else np.dtype(jnp.dtype(dtype))
     if to == "hf":
         if scanned or optimizer:

@@ -23,7 +23,7 @@ from gr_jax.checkpoints._hugging_face import (
     is_transposed,
 )
 from gr_jax.checkpoints._hugging_face_config import CONFIG, FINGERPRINT, OFFSET
-from gr_jax.checkpoints._lazy import LazyArray, cast, concatenate, transpose, zeros
+from gr_jax.checkpoints._lazy import LazyArray, blocks_of, cast, concatenate, transpose, zeros
 from gr_jax.checkpoints._safetensors import DTYPES
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING
 from gr_jax.checkpoints._source import ParameterSource
@@ -179,10 +179,11 @@ def _write_file(path: Path, tensors: Mapping[str, LazyArray]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
     with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            for block in tensor.blocks():
-                stream.write(block.reshape(-1).view(np.uint8).data)
+        start = stream.write(len(text).to_bytes(8, "little") + text)
+        for name, row, block in blocks_of(tensors):
+            begin, _ = header[name]["data_offsets"]
+            stream.seek(start + begin + row * block[:1].nbytes)
+            stream.write(block.reshape(-1).view(np.uint8).data)
 
 
 def _config(source: ParameterSource, family: Family, dtype: np.dtype) -> dict[str, Any]:

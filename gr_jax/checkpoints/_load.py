@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -13,15 +14,17 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array
 
 from gr_jax.checkpoints._canonical import per_layer_biases, stacked
-from gr_jax.checkpoints._lazy import LazyArray, cast
+from gr_jax.checkpoints._lazy import LazyArray, cast, groups, read_together
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING, parameter_shapes
 from gr_jax.checkpoints._source import ParameterSource
 from gr_jax.errors import UserError
 from gr_jax.models import T5Config, init_parameters
 from gr_jax.models._layout import LAYER_AXIS, stack_leaves
 
+_Bounds = tuple[tuple[int, int], ...]  # the first index along each axis and that after the last
+
 # the axis along which a table has a row per token
-_VOCABULARY_AXIS = {EMBEDDING: 0, TARGET_EMBEDDING: 0, HEAD: 1}
+VOCABULARY_AXIS = {EMBEDDING: 0, TARGET_EMBEDDING: 0, HEAD: 1}
 
 
 def new_parameters(
@@ -34,7 +37,7 @@ def new_parameters(
     """
     new = {TARGET_EMBEDDING, HEAD} if _gains_docids(source, config) else set()
     for name in resized:
-        axis = _VOCABULARY_AXIS[name]
+        axis = VOCABULARY_AXIS[name]
         if (
             name in source.leaves
             and source.leaves[name].shape[axis] < layout_shapes(config)[name][axis]
@@ -77,20 +80,17 @@ def load_parameters(
         leaves = per_layer_biases(leaves)
     if config.scan_layers:
         leaves = stacked(leaves)
-    placed = _flat(shardings)
+    shapes = layout_shapes(config)
     default = SingleDeviceSharding(jax.local_devices()[0])
-    out = {}
-    for name, shape in layout_shapes(config).items():
-        sharding = default if placed is None else placed[name]
-        if name in new and name not in resized:
-            out[name] = fresh[name]
-            continue
-        leaf = cast(leaves[name], np.dtype(dtype))
-        out[name] = _place(leaf, shape, sharding)
-        if name in new:
-            axis = _VOCABULARY_AXIS[name]
-            out[name] = _join(out[name], fresh[name], leaf.shape[axis], axis, sharding)
-    return unflatten_dict(out, sep="/")
+    placed = _flat(shardings) or dict.fromkeys(shapes, default)
+    out = {name: fresh[name] for name in new - set(resized)}
+    given = {name: cast(leaves[name], np.dtype(dtype)) for name in shapes.keys() - out.keys()}
+    out |= place(given, shapes, placed)
+    for name in new & set(resized):
+        axis = VOCABULARY_AXIS[name]
+        count = given[name].shape[axis]
+        out[name] = _join(out[name], fresh[name], count, axis, placed[name])
+    return unflatten_dict({name: out[name] for name in shapes}, sep="/")
 
 
 def initialise_from(
@@ -171,11 +171,11 @@ def _check(
             raise UserError(f"{source.path}: has no {name}, which the model has; {_advice(name)}")
         given = list(have[name].shape)
         if name in resized:
-            given[_VOCABULARY_AXIS[name]] = shape[_VOCABULARY_AXIS[name]]
+            given[VOCABULARY_AXIS[name]] = shape[VOCABULARY_AXIS[name]]
         if tuple(given) != shape:
             raise UserError(
                 f"{source.path}: {name} is {have[name].shape}, the model's is {shape}; "
-                + ("declare the table resized, or " if name in _VOCABULARY_AXIS else "")
+                + ("declare the table resized, or " if name in VOCABULARY_AXIS else "")
                 + "give the model the checkpoint's shape"
             )
 
@@ -190,19 +190,72 @@ def _advice(name: str) -> str:
     return "their depths or activation functions differ"
 
 
-def _place(leaf: LazyArray, shape: tuple[int, ...], sharding: Sharding) -> Array:
-    """An array on its devices; rows that the checkpoint has not are zeros."""
-    read: dict[Any, np.ndarray] = {}  # replicas hold the same slice: read it once
+def place(
+    leaves: Mapping[str, LazyArray],
+    shapes: Mapping[str, tuple[int, ...]],
+    shardings: Mapping[str, Sharding],
+) -> dict[str, Array]:
+    """Arrays on their devices; of each, a process reads what its devices hold, once.
+
+    One array is in its memory at a time; or the layers of a stack that lie in the same chunks.
+
+    Args:
+      leaves: what is read, by name.
+      shapes: of what is made: larger where the rest is to be zeros.
+      shardings: of what is made.
+    """
+    out = {}
+    for names in groups({name: leaves[name] for name in shapes if name in leaves}):
+        wanted = [_held(shapes[name], shardings[name]) for name in names]
+        regions: dict[_Bounds, list[np.ndarray]] = {}
+        for region in _regions({bounds for of in wanted for bounds in of}):
+            index = [slice(a, b) for a, b in region]
+            regions[region] = read_together([leaves[name] for name in names], index)
+        for i, name in enumerate(names):
+            parts = {region: arrays[i] for region, arrays in regions.items()}
+            out[name] = _make(parts, shapes[name], shardings[name])
+    return out
+
+
+def _bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> _Bounds:
+    return tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
+
+
+def _held(shape: tuple[int, ...], sharding: Sharding) -> set[_Bounds]:
+    """The slices that this process's devices hold."""
+    held = sharding.addressable_devices_indices_map(shape).values()
+    return {_bounds(index, shape) for index in held}
+
+
+def _regions(slices: set[_Bounds]) -> list[_Bounds]:
+    """What to read for several slices: all from the first to the last, where they fill that."""
+    ends = [zip(*axis, strict=True) for axis in zip(*slices, strict=True)]
+    hull = tuple((min(first), max(last)) for first, last in ends)
+    if _size(hull) <= sum(map(_size, slices)):
+        return [hull]
+    return sorted(slices)
+
+
+def _size(bounds: _Bounds) -> int:
+    return math.prod(b - a for a, b in bounds)
+
+
+def _make(parts: Mapping[_Bounds, np.ndarray], shape: tuple[int, ...], sharding: Sharding) -> Array:
+    """An array of what was read of it; what the checkpoint has not of it is zeros."""
 
     def callback(index: tuple[slice, ...] | None) -> np.ndarray:
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
-        if bounds not in read:
-            part = leaf.read([slice(a, b) for a, b in bounds])
-            lacking = [(0, b - a - n) for (a, b), n in zip(bounds, part.shape, strict=True)]
-            read[bounds] = np.pad(part, lacking) if any(n for _, n in lacking) else part
-        return read[bounds]
+        bounds = _bounds(index, shape)
+        region = next(r for r in parts if _within(bounds, r))
+        inside = zip(bounds, region, strict=True)
+        part = parts[region][tuple(slice(a - low, b - low) for (a, b), (low, _) in inside)]
+        lacking = [(0, b - a - n) for (a, b), n in zip(bounds, part.shape, strict=True)]
+        return np.pad(part, lacking) if any(n for _, n in lacking) else part
 
     return jax.make_array_from_callback(shape, sharding, callback)
+
+
+def _within(inner: _Bounds, outer: _Bounds) -> bool:
+    return all(o[0] <= i[0] and i[1] <= o[1] for i, o in zip(inner, outer, strict=True))
 
 
 def _join(read: Array, fresh: Array, count: int, axis: int, sharding: Sharding) -> Array:

@@ -111,5 +111,6 @@ def _read_item(path: Path) -> dict[str, LazyArray]:
                 kvstore = base | {"path": f"{base['path']}{leaf.name}/"}
             spec = {"driver": driver, "kvstore": kvstore}
             shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
-            leaves[name] = zarr_array(f"{path}: {name}", spec, shape, dtype)
+            chunk = leaf.storage.chunk_shape if leaf.storage is not None else None
+            leaves[name] = zarr_array(f"{path}: {name}", spec, shape, dtype, chunk)
     return leaves

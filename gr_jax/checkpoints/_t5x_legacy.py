@@ -92,7 +92,7 @@ def _stored(folder: Folder, spec: Mapping[str, Any]) -> LazyArray:
         "assume_metadata": True,
     }
     shape = tuple(int(n) for n in metadata["shape"])
-    return _bfloat16(zarr_array(f"{folder.url}/{inside}", here, shape, dtype))
+    return _bfloat16(zarr_array(f"{folder.url}/{inside}", here, shape, dtype, metadata["chunks"]))
 
 
 def _placeholder(folder: Folder, text: str) -> LazyArray:
@@ -108,7 +108,7 @@ def _placeholder(folder: Folder, text: str) -> LazyArray:
     known = json.loads(metadata)
     dtype = _BFLOAT16 if known["dtype"] == "bfloat16" else np.dtype(known["dtype"])
     spec = {"driver": "zarr", "kvstore": folder.kvstore(inside)}
-    return zarr_array(f"{folder.url}/{inside}", spec, tuple(known["shape"]), dtype)
+    return zarr_array(f"{folder.url}/{inside}", spec, tuple(known["shape"]), dtype, known["chunks"])
 
 
 def _bfloat16(array: LazyArray) -> LazyArray:

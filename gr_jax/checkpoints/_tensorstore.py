@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from gr_jax.errors import damage
 
 
 def zarr_array(
-    where: str, spec: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
+    where: str,
+    spec: dict[str, Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    chunk: Sequence[int] | None,
 ) -> LazyArray:
     """An array that is opened when it is first read; a slice reads the chunks that it touches.
 
@@ -22,6 +27,7 @@ def zarr_array(
       spec: TensorStore's.
       shape: of the array.
       dtype: of the array.
+      chunk: shape of its chunks; None where only its own metadata tell.
     """
     # a chunk that is not there is damage: both t5x and Orbax also write the chunks that are zero
     spec = spec | {"fill_missing_data_reads": False, "recheck_cached_data": False}
@@ -37,4 +43,4 @@ def zarr_array(
         with damage(where, "damaged, a part of it is missing or cannot be read"):
             return np.asarray(opened()[index].read().result())
 
-    return LazyArray(shape, dtype, fetch)
+    return LazyArray(shape, dtype, fetch, tuple(int(n) for n in chunk or ()))

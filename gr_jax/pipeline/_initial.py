@@ -19,7 +19,7 @@ from gr_jax.checkpoints import (
     TARGET_EMBEDDING,
     ParameterSource,
     initialise_from,
-    new_parameters,
+    load_optimizer_state,
     open_checkpoint,
 )
 from gr_jax.data import MixtureCache
@@ -28,7 +28,7 @@ from gr_jax.models import T5Config, init_parameters
 from gr_jax.pipeline._checks import check_shape, with_vocabulary, with_vocabulary_of
 from gr_jax.pipeline._prepare import DataConfig
 from gr_jax.pipeline._workspace import Workspace
-from gr_jax.training import Optimizer, Start, adafactor_state_from_t5x
+from gr_jax.training import Optimizer, Start, moment_shardings
 
 DOCID_TABLES = ("random", "documents", "checkpoint")
 OPTIMIZERS = ("fresh", "checkpoint")
@@ -146,53 +146,29 @@ class InitialCheckpoint:
             source = dataclasses.replace(source, leaves=leaves)
         params = initialise_from(source, config, key, shardings, resized=(EMBEDDING,))
         if self.optimizer == "checkpoint":
-            start = start._replace(opt_state=self._moments(source, config, params, optimizer))
+            start = start._replace(opt_state=self._moments(source, config, shardings, optimizer))
         if self.docid_tables == "documents":
             params = with_document_tables(params, cache)
         return start._replace(params=params)
 
     def _moments(
-        self, source: ParameterSource, config: T5Config, params: Any, optimizer: Optimizer
+        self, source: ParameterSource, config: T5Config, shardings: Any, optimizer: Optimizer
     ) -> Any:
-        if source.format == "gr-jax":
-            return self._own_state(source, params, optimizer)
-        if optimizer.name != "adafactor":
-            raise UserError(
-                "InitialCheckpoint.optimizer is 'checkpoint': t5x's state is Adafactor's, the run "
-                f"has {optimizer.name}; give Optimizer.name='adafactor', or start 'fresh'"
-            )
-        if not source.optimizer:
-            raise UserError(
-                f"{self.path}: has no optimizer state; give InitialCheckpoint.optimizer='fresh'"
-            )
-        new = new_parameters(source, config)
-        try:
-            moments: dict[str, Any] = {n: leaf.read() for n, leaf in source.optimizer.items()}
-            moments["state/step"] = np.int32(source.step or 0)
-            return adafactor_state_from_t5x(moments, params, optimizer.adafactor, new=new)
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from error
-
-    def _own_state(self, source: ParameterSource, params: Any, optimizer: Optimizer) -> Any:
-        if self.docid_tables != "checkpoint":
+        if source.format == "gr-jax" and self.docid_tables != "checkpoint":
             raise UserError(
                 "InitialCheckpoint.optimizer is 'checkpoint': gr_jax's is of the docid tables too; "
                 "give InitialCheckpoint.docid_tables='checkpoint' (DOCID_TABLES)"
             )
-
-        def read(keys: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-            path = (str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in keys)
-            name = "/".join(("opt_state", *path))
-            found = source.optimizer.get(name)
-            if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
-                raise UserError(
-                    f"{self.path}: has another optimizer's state ({name}); give the Optimizer that "
-                    "it was trained with, or InitialCheckpoint.optimizer='fresh'"
-                )
-            return found.read()
-
-        shapes = jax.eval_shape(optimizer.make().init, params)
-        return jax.tree_util.tree_map_with_path(read, shapes)
+        if source.format != "gr-jax" and optimizer.name != "adafactor":
+            raise UserError(
+                "InitialCheckpoint.optimizer is 'checkpoint': t5x's state is Adafactor's, the run "
+                f"has {optimizer.name}; give Optimizer.name='adafactor', or start 'fresh'"
+            )
+        make = functools.partial(init_parameters, config)
+        params = jax.eval_shape(make, jax.random.key(0))
+        state = jax.eval_shape(optimizer.make().init, params)
+        placed = moment_shardings(state, params, shardings)
+        return load_optimizer_state(source, config, state, placed, resized=(EMBEDDING,))
 
 
 RANDOM_PARAMETERS = InitialCheckpoint()

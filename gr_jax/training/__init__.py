@@ -1,11 +1,6 @@
 """Training: one jitted step on a mesh, checkpoints, metrics and the loop around them."""
 
-from gr_jax.training._adafactor import (
-    Adafactor,
-    AdafactorState,
-    adafactor_state_from_t5x,
-    adafactor_state_to_t5x,
-)
+from gr_jax.training._adafactor import Adafactor, AdafactorState
 from gr_jax.training._checkpoints import (
     Checkpoints,
     RunIdentity,
@@ -28,7 +23,14 @@ from gr_jax.training._peak import peak_flops
 from gr_jax.training._reporter import Progress
 from gr_jax.training._restriction import SOFTMAXES, Softmax
 from gr_jax.training._schedule import Schedule
-from gr_jax.training._step import Start, StepMetrics, TrainState, init_state, train_step
+from gr_jax.training._step import (
+    Start,
+    StepMetrics,
+    TrainState,
+    init_state,
+    moment_shardings,
+    train_step,
+)
 
 __all__ = [
     "SOFTMAXES",
@@ -48,8 +50,6 @@ __all__ = [
     "StepMetrics",
     "TrainConfig",
     "TrainState",
-    "adafactor_state_from_t5x",
-    "adafactor_state_to_t5x",
     "describe_goodput",
     "find_eval_checkpoint",
     "init_state",
@@ -58,6 +58,7 @@ __all__ = [
     "make_mesh",
     "measure_steps",
     "model_settings",
+    "moment_shardings",
     "peak_flops",
     "read_goodput",
     "read_metrics",

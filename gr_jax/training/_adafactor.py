@@ -1,4 +1,4 @@
-"""Adafactor (Shazeer and Stern 2018) as t5x has it, and its state as t5x names it.
+"""Adafactor (Shazeer and Stern 2018) as t5x has it.
 
 `optax.adafactor` gives the same steps for matrices in float32 and nothing else: it takes a stack of
 scanned layers for one array (one clipping, one scale and one pair of factored axes for all layers),
@@ -14,7 +14,7 @@ ours. Two things follow t5x to the letter because checkpoints depend on them:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -233,69 +233,3 @@ def _update(
 
 def _rms(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
     return jnp.sqrt((x * x).mean(axes, keepdims=True))
-
-
-def adafactor_state_from_t5x(
-    leaves: Mapping[str, Any], params: Any, settings: Adafactor, *, new: Collection[str] = ()
-) -> AdafactorState:
-    """The state of `adafactor` that a t5x checkpoint holds.
-
-    Args:
-      leaves: arrays by name: `state/step` and `state/param_states/<parameter>/<moment>`; other
-        names are passed over. The parameters must have the layout of `params` (scanned or not);
-        the joint (heads, kv) axes of scalable_t5's attention may be one or two.
-      params: the tree of parameters that the state is for, or of their shapes.
-      settings: of the run that will continue.
-      new: names of parameters that the checkpoint lacks; their moments start at zero.
-
-    Raises:
-      UserError: a moment is missing or has another shape.
-    """
-    fresh = _fresh(settings, params)
-    moments: dict[str, dict[str, Any]] = {field: {} for field in _MOMENTS}
-    for field in _MOMENTS:
-        for name, zeros in _flat(getattr(fresh, field)).items():
-            if name in new:
-                moments[field][name] = zeros
-                continue
-            leaf = _find(leaves, f"state/param_states/{name}/{field}")
-            leaf = _joined(jnp.asarray(leaf, jnp.float32), name, zeros.ndim)
-            if leaf.shape != zeros.shape:
-                raise UserError(
-                    f"state/param_states/{name}/{field}: has shape {leaf.shape}, this run needs "
-                    f"{zeros.shape}; {_mend(field)}"
-                )
-            moments[field][name] = leaf
-    step = jnp.asarray(_find(leaves, "state/step"), jnp.int32).reshape(())
-    return _state(step, moments)
-
-
-def adafactor_state_to_t5x(state: AdafactorState) -> dict[str, Any]:
-    """The names that t5x saves the state under, with their arrays; attention axes stay joint."""
-    leaves: dict[str, Any] = {"state/step": state.count}
-    for field in _MOMENTS:
-        for name, leaf in _flat(getattr(state, field)).items():
-            leaves[f"state/param_states/{name}/{field}"] = leaf
-    return leaves
-
-
-def _find(leaves: Mapping[str, Any], name: str) -> Any:
-    if name not in leaves:
-        raise UserError(f"{name}: the checkpoint has no such entry; start with a fresh optimizer")
-    return leaves[name]
-
-
-def _mend(field: str) -> str:
-    if field == "m":
-        return "set Adafactor.beta1 as it was (None where there was no momentum)"
-    return "set Adafactor.factored and min_dim_size_to_factor as they were"
-
-
-def _joined(leaf: Array, name: str, ndim: int) -> Array:
-    """scalable_t5's separate axes of heads and their width, as one."""
-    if leaf.ndim != ndim + 1:
-        return leaf
-    if not name.endswith("/out/kernel"):  # [..., heads, kv]
-        return leaf.reshape(*leaf.shape[:-2], -1)
-    leaf = jnp.moveaxis(leaf, 1, 2)  # [heads, layers, kv, ...]: kv comes after the layers
-    return leaf.reshape(-1, *leaf.shape[2:])

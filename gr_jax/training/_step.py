@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gr_jax.errors import UserError
@@ -143,23 +144,34 @@ def state_shardings(
 ) -> TrainState:
     """The sharding of every leaf of the state: moments go with their parameters."""
     state = _shapes(config, optimizer, ema)
-    params = {
+    return moment_shardings(state, state.params, partitioner.parameters(config))
+
+
+def moment_shardings(state: Any, params: Any, shardings: Any) -> Any:
+    """The sharding of every leaf of a state of training or of an optimizer.
+
+    Args:
+      state: tree of what has shapes.
+      params: tree of the parameters, or of their shapes.
+      shardings: tree of their `NamedSharding`s.
+    """
+    flat = jax.tree.leaves(shardings)
+    known = {
         _names(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(state.params),
-            jax.tree.leaves(partitioner.parameters(config)),
-            strict=True,
+            jax.tree_util.tree_leaves_with_path(params), flat, strict=True
         )
     }
+    replicated = NamedSharding(flat[0].mesh, PartitionSpec())
 
     def sharding_of(path: tuple[Any, ...], leaf: Any) -> Any:
         # a moment stands in the optimizer's tree under the names of its parameter
         names = _names(path)
         for start in range(len(names)):
-            shape, sharding = params.get(names[start:], (None, None))
+            shape, sharding = known.get(names[start:], (None, None))
             if shape == leaf.shape:
                 return sharding
-        return partitioner.replicated
+        return replicated
 
     return jax.tree_util.tree_map_with_path(sharding_of, state)
 

@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line(written, tmp_path, monkeypatch):
     def full_for_tensorstore(*_):
         raise ValueError(f"RESOURCE_EXHAUSTED: writing [os_error_code='{errno.ENOSPC}']")
 
-    monkeypatch.setattr("gr_jax.checkpoints._t5x_write._write_leaf", full_for_tensorstore)
+    monkeypatch.setattr("gr_jax.checkpoints._t5x_write._write_arrays", full_for_tensorstore)
     with pytest.raises(UserError, match="the disk is full"):
         convert(written, tmp_path / "x", to="t5x")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]

@@ -1,4 +1,4 @@
-"""Adafactor against NumPy, against numbers of t5x, against optax, and to and from t5x's names."""
+"""Adafactor against NumPy, against numbers of t5x, and against optax."""
 
 from typing import Any
 
@@ -11,12 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gr_jax.errors import UserError
 from gr_jax.models._layout import stack_layers, unstack_layers
-from gr_jax.training import (
-    Adafactor,
-    Optimizer,
-    adafactor_state_from_t5x,
-    adafactor_state_to_t5x,
-)
+from gr_jax.training import Adafactor, Optimizer
 from tests.training.numpy_adafactor import Layer, decay_at
 
 LAYERS = 3
@@ -264,84 +259,6 @@ class TestNumbersOfT5x:
         np.testing.assert_allclose(params["x"] + updates["x"], 0.9, rtol=1e-6)
         np.testing.assert_allclose(state.v["x"], 0.787174, rtol=1e-6)
         np.testing.assert_allclose(state.m["x"], 0.1, rtol=1e-6)
-
-
-class TestT5xState:
-    SETTINGS = Adafactor(min_dim_size_to_factor=8, beta1=0.9)
-
-    @pytest.mark.parametrize("scanned", [False, True])
-    def test_there_and_back(self, scanned):
-        layout = stack_layers if scanned else (lambda tree: tree)
-        o = Optimizer("adafactor", adafactor=self.SETTINGS)
-        params, state = run(o, layout(random_tree(0)), [layout(g) for g in GRADIENTS])
-        leaves = adafactor_state_to_t5x(state)
-        assert leaves["state/step"] == 5
-        name = "encoder/encoder" if scanned else "encoder/layers_0"
-        assert leaves[f"state/param_states/{name}/mlp/wo/kernel/v"].shape == (1,)
-        back = adafactor_state_from_t5x(leaves | {"target/x": 1}, params, self.SETTINGS)
-        assert jax.tree.structure(back) == jax.tree.structure(state)
-        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-    def test_a_handmade_checkpoint_and_a_table_that_it_lacks(self):
-        params = {
-            "token_embedder": {"embedding": jnp.ones((20, 8))},
-            "target_embedder": {"embedding": jnp.ones((16, 8))},
-            "decoder": {"decoder_norm": {"scale": jnp.ones(8)}},
-        }
-        none = np.zeros(1, np.float32)
-        leaves = {"state/step": np.int32(1_000_000)}
-        for name, moments in {
-            "token_embedder/embedding": {"v_row": np.arange(8.0), "v_col": np.arange(20.0)},
-            "decoder/decoder_norm/scale": {"v": np.full(8, 2.0)},
-        }.items():
-            for field in ("m", "v", "v_row", "v_col"):
-                leaves[f"state/param_states/{name}/{field}"] = moments.get(field, none)
-        settings = Adafactor(min_dim_size_to_factor=8)
-        state = adafactor_state_from_t5x(
-            leaves, params, settings, new=["target_embedder/embedding"]
-        )
-        assert state.count == 1_000_000 and state.count.dtype == jnp.int32
-        assert state.v_col["token_embedder"]["embedding"].tolist() == list(range(20))
-        assert state.v["decoder"]["decoder_norm"]["scale"].tolist() == [2.0] * 8
-        assert state.v_row["target_embedder"]["embedding"].tolist() == [0.0] * 8
-        with pytest.raises(UserError, match="state/param_states/target_embedder/embedding/m: the"):
-            adafactor_state_from_t5x(leaves, params, settings)
-        with pytest.raises(UserError, match=r"embedding/v: has shape \(1,\), this run needs \(20"):
-            adafactor_state_from_t5x(leaves, params, Adafactor(), new=["target_embedder/embedding"])
-        with pytest.raises(UserError, match=r"/m: has shape \(1,\).*beta1"):
-            adafactor_state_from_t5x(
-                leaves, params, self.SETTINGS, new=["target_embedder/embedding"]
-            )
-        del leaves["state/step"]
-        with pytest.raises(UserError, match="state/step: the checkpoint has no such entry"):
-            adafactor_state_from_t5x(leaves, params, settings, new=["target_embedder/embedding"])
-
-    def test_heads_of_scalable_t5_are_joined_as_those_of_its_kernels(self):
-        heads, kv, layers, embed = 2, 5, 3, 12
-        rng = np.random.default_rng(0)
-        query = rng.standard_normal((embed, layers, heads, kv))
-        out = rng.standard_normal((heads, layers, kv, embed))
-        params = unflatten_dict({
-            "encoder/encoder/attention/query/kernel": query.reshape(embed, layers, -1),
-            "encoder/encoder/attention/out/kernel": np.moveaxis(out, 1, 2).reshape(
-                heads * kv, layers, embed
-            ),
-        }, "/")  # fmt: skip
-        leaves: dict[str, Any] = {"state/step": 3}
-        for name, v_row, v_col in (
-            ("query", (query**2).mean((2, 3)), (query**2).mean(0)),
-            ("out", (out**2).mean((0, 2)), (out**2).mean(3)),
-        ):
-            one = np.zeros(1)
-            for field, leaf in {"m": one, "v": one, "v_row": v_row, "v_col": v_col}.items():
-                leaves[f"state/param_states/encoder/encoder/attention/{name}/kernel/{field}"] = leaf
-        state = adafactor_state_from_t5x(leaves, params, Adafactor())
-        # after one step, the statistics are the gradient's mean squares
-        rule: Any = optimizer().make()
-        _, expected = rule.update(params, rule.init(params), params)
-        assert_trees_close(state.v_row, expected.v_row)
-        assert_trees_close(state.v_col, expected.v_col)
 
 
 def test_settings_that_make_no_sense_are_refused():
