@@ -9,7 +9,7 @@ import tokenize
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
+from gr_jax.decoding._shape import TrieShape, few_capacities
 from gr_jax.docids import DocidMap, DocidVocabulary
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_directory
@@ -28,68 +29,6 @@ _DAMAGE = (
     *(ValueError, TypeError, KeyError, AttributeError, EOFError, OSError),
     *(SyntaxError, tokenize.TokenError),
 )
-
-
-class TrieShape(NamedTuple):
-    """What a compiled search knows of a trie: the vocabulary exactly, all sizes as upper bounds.
-
-    Two tries of one shape share a compiled program; `Trie.pad` brings a trie to a larger shape.
-
-    Attributes:
-      vocabulary: the tokens of the codes; exact.
-      nodes: nodes of each stored level.
-      branches: branching nodes of each stored level but the last.
-      fan_outs: per stored level, children that one parent (the root, for level 0) can have.
-      ends: per level of the vocabulary, whether a docid may end with a code of this level.
-      tail_start: the first level whose codes are in `tails`; no docid needs one before.
-      docids: distinct docids.
-      documents: documents; as many as docids unless documents share one.
-      unique: whether each docid is known to have one document.
-    """
-
-    vocabulary: DocidVocabulary
-    nodes: tuple[int, ...]
-    branches: tuple[int, ...]
-    fan_outs: tuple[int, ...]
-    ends: tuple[bool, ...]
-    tail_start: int
-    docids: int
-    documents: int
-    unique: bool
-
-    def holds(self, other: TrieShape) -> bool:
-        """Whether a trie of the other shape can be padded to this one."""
-        return (
-            self.vocabulary == other.vocabulary
-            and len(self.branches) + 1 == len(self.nodes) == len(self.fan_outs)
-            and len(self.nodes) <= len(self.ends) == len(self.vocabulary.level_sizes)
-            and len(other.nodes) <= len(self.nodes)
-            and all(a <= b for a, b in zip(other.nodes, self.nodes, strict=False))
-            and all(a <= b for a, b in zip(other.branches, self.branches, strict=False))
-            and all(a <= b for a, b in zip(other.fan_outs, self.fan_outs, strict=False))
-            and all(a <= b for a, b in zip(other.ends, self.ends, strict=True))
-            and 0 <= self.tail_start <= other.tail_start
-            and other.docids <= self.docids
-            and other.documents <= self.documents
-            and other.unique >= self.unique
-        )
-
-    def bucketed(self) -> TrieShape:
-        """Sizes rounded up, by at most an eighth, so that a refreshed corpus has the same ones."""
-        sizes = self.vocabulary.level_sizes[: len(self.fan_outs)]
-        return self._replace(
-            nodes=tuple(map(bucket, self.nodes)),
-            branches=tuple(map(bucket, self.branches)),
-            fan_outs=tuple(min(bucket(f), s) for f, s in zip(self.fan_outs, sizes, strict=True)),
-            docids=bucket(self.docids),
-            documents=bucket(self.documents),
-        )
-
-
-def bucket(n: int) -> int:
-    """The next of {8, 9, ..., 16} * 2^k; up to 16, `n` itself."""
-    step = 1 << max((n - 1).bit_length() - 4, 0)
-    return -(-n // step) * step
 
 
 @functools.partial(
@@ -463,12 +402,16 @@ class Trie:
         *,
         capacity: int | None = None,
     ) -> Subset:
-        """A choice of documents, for one request or many; no search is compiled anew for it.
+        """A choice of documents, for one request or many, as arguments of the search's program.
+
+        A search is compiled once without subsets and once for each capacity of subsets (and, of a
+        stack, number of groups).
 
         Args:
           keep: which documents, by row of the `DocidMap`, or the rows themselves.
-          capacity: room for docids and documents, for equal shapes whatever the choice; None for
-            their number, rounded up.
+          capacity: room for docids and documents; None for their number, rounded up to 256 times a
+            power of four, or to all that the trie has room for: at most eight capacities up to 4
+            million documents, and ten up to 67 million.
 
         Raises:
           ValueError: `keep` is not about this trie's documents, or there is not room enough.
@@ -496,8 +439,8 @@ class Trie:
             first_document = before[np.asarray(self.first_document)]
             mask[:] = first_document[1:] > first_document[:-1]
 
-        def padded(x: np.ndarray, value: int) -> np.ndarray:
-            room = bucket(max(len(x), 1)) if capacity is None else capacity
+        def padded(x: np.ndarray, value: int, most: int) -> np.ndarray:
+            room = few_capacities(len(x), most) if capacity is None else capacity
             if len(x) > room:
                 raise ValueError(f"{len(x)} kept for a capacity of {room}")
             out = np.full((1, room), value, np.int32)
@@ -506,9 +449,9 @@ class Trie:
 
         shared = first_document is not None
         arrays: Any = {
-            "select": padded(np.flatnonzero(mask), 0),
+            "select": padded(np.flatnonzero(mask), 0, self.shape.docids),
             "first_document": first_document[None] if shared else None,
-            "documents": padded(documents[kept], -1) if shared else None,
+            "documents": padded(documents[kept], -1, self.shape.documents) if shared else None,
         }
         return Subset(allowed=jax.tree.map(lambda x: x[None], Ranks.from_mask(mask)), **arrays)
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.decoding._trie import Ranks, Subset, Trie, bucket
+from gr_jax.decoding._shape import TrieShape, bucket, few_capacities
+from gr_jax.decoding._trie import Ranks, Subset, Trie
 from gr_jax.docids import DocidMap, DocidVocabulary, docid_map_from_tokens
 from gr_jax.errors import UserError
 from tests.decoding.reference_search import (
