@@ -73,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(path.parent)
             _remove_leftovers(path)
             yield temporary
             with temporary.open("rb") as stream:
@@ -98,9 +98,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     old = path.with_name(f"{temporary.name}-old")
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(path.parent)
             _remove_leftovers(path)
-            temporary.mkdir()
+            _make(temporary)
             yield temporary
             if path.exists():
                 _rename(path, old)  # deleting it in place would show half of it meanwhile
@@ -110,6 +110,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             old.replace(path)
         _remove(temporary)
         _remove(old)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # where nothing can be made, as in /proc
+        raise UserError(f"{directory}: cannot be made; choose another directory") from error
 
 
 def _rename(directory: Path, to: Path) -> None:

@@ -51,7 +51,7 @@ class TrieShape(NamedTuple):
 
     @property
     def codes(self) -> int:
-        """Number of codes of the first level; where each is a docid, an atomic search looks none up."""
+        """Codes of the first level; where each is a docid, an atomic search looks none up."""
         return self.vocabulary.level_sizes[0]
 
     def holds(self, other: TrieShape) -> bool:

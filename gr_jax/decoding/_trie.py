@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import tokenize
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,18 +14,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
+from gr_jax.array_files import Expected, load_arrays, save_arrays
 from gr_jax.decoding._shape import TrieShape, few_capacities
 from gr_jax.docids import DocidMap, DocidVocabulary
-from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory
 
 _FORMAT = 2
-_HEADER = "trie.json"
-# what JSON and NumPy raise at bytes that are not theirs
-_DAMAGE = (
-    *(ValueError, TypeError, KeyError, AttributeError, EOFError, OSError),
-    *(SyntaxError, tokenize.TokenError),
-)
 
 
 @functools.partial(
@@ -488,24 +478,13 @@ class Trie:
         Args:
           directory: where.
           fingerprint: that of the `DocidMap`.
+
+        Raises:
+          UserError: the disk is full or not writable.
         """
-        checksums = {}
-        with atomic_directory(Path(directory)) as temporary:
-            for path, leaf in jax.tree.leaves_with_path(self):
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                array = np.ascontiguousarray(leaf).reshape(np.shape(leaf))
-                np.save(temporary / f"{name}.npy", array)
-                checksums[name] = _checksum(array)
-            header = {
-                "format": _FORMAT,
-                "fingerprint": fingerprint,
-                "shape": _to_json(self.shape),
-                "checksums": checksums,
-            }
-            header["checksum"] = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-            (temporary / _HEADER).write_text(
-                json.dumps(header, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-            )
+        record = {"format": _FORMAT, "fingerprint": fingerprint, "shape": _to_json(self.shape)}
+        arrays = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(self)}
+        save_arrays(directory, "trie", record, arrays)
 
     @classmethod
     def load(
@@ -527,47 +506,23 @@ class Trie:
         Raises:
           UserError: a file is missing, damaged or of another format, or the trie is of another map.
         """
-        directory = Path(directory)
-        file = directory / _HEADER
-        mend = "delete the directory and build the trie again"
-        try:
-            header = json.loads(file.read_text(encoding="utf-8"))
-            if header["format"] != _FORMAT:
-                raise UserError(
-                    f"{file}: format {header['format']!r}, not {_FORMAT}: written by another "
-                    f"version of gr-jax; {mend}"
-                )
-            checksum = header.pop("checksum")
-            if zlib.crc32(json.dumps(header, sort_keys=True).encode()) != checksum:
-                raise ValueError("the checksum does not match")
-            if fingerprint not in (None, header["fingerprint"]):
-                raise UserError(
-                    f"{file}: the trie of docid map {str(header['fingerprint'])[:12]}, not of "
-                    f"{fingerprint[:12]}; {mend}"
-                )
-            shape = _from_json(header["shape"])
-            expected, structure = jax.tree.flatten_with_path(cls.abstract(shape))
-            leaves = []
-            for path, leaf in expected:
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                file = directory / f"{name}.npy"
-                array = np.asarray(np.lib.format.open_memmap(file, mode="r"))
-                if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
-                    raise ValueError(
-                        f"{array.dtype} {list(array.shape)}, not {leaf.dtype} {list(leaf.shape)}"
-                    )
-                if not mmap:
-                    array = np.array(array)
-                if verify and _checksum(array) != header["checksums"][name]:
-                    raise ValueError("the checksum does not match")
-                leaves.append(array)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{error.filename}: not found; it is part of a trie written by gr-jax: {mend}"
-            ) from error
-        except _DAMAGE as error:
-            raise UserError(f"{file}: damaged ({_line(error)}); {mend}") from error
-        return jax.tree.unflatten(structure, leaves)
+
+        def describe(header: dict[str, Any]) -> tuple[Any, Expected]:
+            leaves, structure = jax.tree.flatten_with_path(
+                cls.abstract(_from_json(header["shape"]))
+            )
+            return structure, {_name(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+        structure, arrays = load_arrays(
+            directory,
+            "trie",
+            version=_FORMAT,
+            fingerprint=fingerprint,
+            describe=describe,
+            mmap=mmap,
+            verify=verify,
+        )
+        return jax.tree.unflatten(structure, arrays)
 
 
 def _code_type(sizes: int | Sequence[int]) -> type[np.generic]:
@@ -580,12 +535,8 @@ def _length_type(levels: int) -> type[np.generic]:
     return np.uint8 if levels <= 255 else np.uint16
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(array.reshape(-1).view(np.uint8).data) if array.size else 0
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _to_json(shape: TrieShape) -> dict[str, Any]:
