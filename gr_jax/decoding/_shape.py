@@ -77,8 +77,8 @@ class TrieShape(NamedTuple):
 
         Sizes are rounded up: small ones to powers of two of at least 64, large ones by at most an
         eighth; fan-outs to powers of two of at least 16. What appears or vanishes with a single
-        document is there: a level below the last one where that has many nodes, tails one level
-        earlier where the nodes above them have few docids, any length between the shortest and
+        document is there: a level below the last one where that has many nodes, tails from the
+        first level whose nodes have few docids each, any length between the shortest and
         the longest docid, and, below a million docids, documents that share one. To be taken of a
         trie's own shape: taken twice, it makes room twice.
         """
@@ -89,7 +89,7 @@ class TrieShape(NamedTuple):
         if stored < len(sizes) and nodes[-1] * 8 > sizes[stored - 1]:
             nodes, branches, fan_outs = (*nodes, 0), (*branches, 0), (*fan_outs, 0)
         tail_start = self.tail_start
-        if 2 <= tail_start < stored + 2 and self.docids <= _ALONE * self.nodes[tail_start - 2]:
+        while 2 <= tail_start < stored + 2 and self.docids <= _ALONE * self.nodes[tail_start - 2]:
             tail_start -= 1
         first, last = self.ends.index(True), len(sizes) - self.ends[::-1].index(True)
         docids = bucket(self.docids)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.decoding._shape import bucket
+from gr_jax.decoding._shape import TrieShape, bucket
 from gr_jax.decoding._trie import Ranks, Subset, Trie
 from gr_jax.docids import DocidMap, DocidVocabulary, docid_map_from_tokens
 from gr_jax.errors import UserError
@@ -327,7 +327,7 @@ def test_buckets_of_a_trie():
     one, other = trie(2000), trie(2010)
     assert one.shape != other.shape and one.bucketed().shape == other.bucketed().shape
     shape = one.bucketed().shape
-    assert shape.docids == shape.documents == 2048 and shape.fan_outs == (20, 256, 16)
+    assert shape.docids == shape.documents == 2048 and shape.fan_outs == (20, 128, 16)
     assert all(p == bucket(n) for n, p in zip(one.shape.nodes, shape.nodes, strict=True))
     assert one.shape.unique and not shape.unique and shape.vocabulary == one.shape.vocabulary
     np.testing.assert_array_equal(one.bucketed().enumerate(), one.enumerate())
