@@ -277,14 +277,14 @@ def test_padding_finds_nothing_and_keeps_no_step_alive():
     steps = []
 
     @jax.jit
-    def search_asked(seeds, asked):
+    def search_asked(trie, seeds, asked):
         model = CountingModel(np.float32(30), steps)
         settings: Any = {"beam": 4, "k": 2, "score": "children", "asked": asked}
         return search_trie(trie, model, seeds[:, None], len(seeds), **settings)
 
     def run(seeds, asked):
         steps.clear()
-        found = jax.device_get(search_asked(np.array(seeds, np.uint32), np.array(asked)))
+        found = jax.device_get(search_asked(trie, np.array(seeds, np.uint32), np.array(asked)))
         jax.effects_barrier()
         return found, sorted(steps)
 
