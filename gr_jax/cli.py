@@ -58,7 +58,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DOC_ID",
         help="search among these documents only; may be repeated",
     )
-    search.add_argument("--json", action="store_true", help="print JSON")
+    search.add_argument(
+        "--only_file", metavar="FILE", help="and among those of this file, one id on a line"
+    )
+    search.add_argument(
+        "--json",
+        action="store_true",
+        help='print JSON: {"exact": ..., "beam": ..., "results": [...]}',
+    )
 
     evaluate = verbs.add_parser("eval", help="measure a trained index on your queries")
     _model_dir(evaluate)
@@ -146,11 +153,15 @@ def _search_settings(parser: argparse.ArgumentParser, *, beam: int) -> None:
     parser.add_argument(
         "--certify", action="store_true", help="widen the beam until the answer is proven exact"
     )
+    parser.add_argument(
+        "--most_beam", type=_positive(int), help="the width that --certify does not go beyond"
+    )
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """Settings that have a default of their own, where the command line has none."""
-    return {n: getattr(args, n) for n in ("score", "precision") if getattr(args, n) is not None}
+    names = ("score", "precision", "most_beam")
+    return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 
 
 def _positive(kind):
@@ -190,21 +201,29 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
+    from gr_jax.corpus import read_ids
     from gr_jax.serving import Index, SearchConfig
 
     config = SearchConfig(beam=args.beam, exact=args.certify, **_given(args))
     index = Index.load(args.model_dir)
-    found = index.find([" ".join(args.query)], k=args.k, config=config, only=args.only)
-    if args.certify and not found.exact.all():
-        widest = found.beam.max()
-        print(f"not proven exact: a beam of {widest} is still too narrow", file=sys.stderr)
+    only = args.only
+    if args.only_file:
+        only = [*(only or ()), *read_ids(args.only_file)]
+    found = index.find([" ".join(args.query)], k=args.k, config=config, only=only)
     (results,) = index.results(found)
+    exact, beam = bool(found.exact[0]), int(found.beam[0])
     if args.json:
-        print(json.dumps([result._asdict() for result in results], ensure_ascii=False))
+        answer = {"exact": exact, "beam": beam, "results": [r._asdict() for r in results]}
+        print(json.dumps(answer, ensure_ascii=False))
         return 0
     for result in results:
         name = f"{result.doc_id}  {result.title}" if result.title != result.doc_id else result.title
         print(f"{result.rank:3d}. {result.score:8.3f}  {name}  [{result.docid}]")
+    if exact:
+        print(f"proven exact, with a beam of {beam}")
+    else:
+        mend = "--most_beam" if args.certify else "--certify"
+        print(f"not proven exact: a beam of {beam} is too narrow ({mend} widens it)")
     return 0
 
 

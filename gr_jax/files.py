@@ -73,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with disk_errors(path):
-            _make_parent(path)
+            _make(path.parent, path)
             _remove_leftovers(path)
             yield temporary
             with temporary.open("rb") as stream:
@@ -99,9 +99,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     is_old_aside = False
     try:
         with disk_errors(path):
-            _make_parent(path)
+            _make(path.parent, path)
             _remove_leftovers(path)
-            temporary.mkdir()
+            _make(temporary, path)
             yield temporary
             if path.exists():
                 _rename(path, old)  # deleting it in place would show half of it meanwhile
@@ -114,12 +114,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _remove(old)
 
 
-def _make_parent(path: Path) -> None:
+def _make(directory: Path, path: Path) -> None:
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # /proc, a mount that has gone, names that a file system has not
-        raise UserError(f"{path}: {path.parent} cannot be made ({error.strerror})") from error
+        raise UserError(f"{path}: {directory} cannot be made ({error.strerror})") from error
 
 
 def _rename(directory: Path, to: Path) -> None:

@@ -92,6 +92,27 @@ def write_corpus(corpus: Corpus, path: StrPath) -> None:
                 ) from None
 
 
+def read_titles(path: StrPath) -> Iterator[tuple[str, str]]:
+    """Yields (document id, title) of each line of a corpus.jsonl, one line in memory at a time.
+
+    Raises:
+        UserError: if the file is missing or unreadable, or a line is no document.
+    """
+    file = Path(path)
+    for number, record in json_objects(file, _DOCUMENT):
+        where = f"{file}:{number}"
+        yield record_id(record, where, _DOCUMENT), text_field(record, "title", where)
+
+
+def read_ids(path: StrPath) -> list[str]:
+    """Reads a file of document ids, one on a line.
+
+    Raises:
+        UserError: if the file is missing, unreadable or not UTF-8.
+    """
+    return [line.strip() for _, line in lines(Path(path))]
+
+
 def read_queries(path: StrPath) -> dict[str, Query]:
     """Reads queries.jsonl(.gz), or the one in a folder, in its order.
 

@@ -121,6 +121,11 @@ def text_field(record: dict[str, Any], field: str, where: str) -> str:
         raise UserError(
             f'{where}: "{field}" is a JSON {type(value).__name__}; write it as a string'
         )
-    if value.isascii():
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole_characters(value)
+
+
+def whole_characters(text: str) -> str:
+    """The text with lone surrogates, which no tokenizer can encode, replaced by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

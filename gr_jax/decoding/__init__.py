@@ -2,7 +2,17 @@
 
 from gr_jax.decoding._beam import BeamSearch, SearchResult
 from gr_jax.decoding._core import Score
-from gr_jax.decoding._exact import score_all
-from gr_jax.decoding._trie import Subset, Trie, TrieShape
+from gr_jax.decoding._exact import find_best, score_all
+from gr_jax.decoding._shape import TrieShape
+from gr_jax.decoding._trie import Subset, Trie
 
-__all__ = ["BeamSearch", "Score", "SearchResult", "Subset", "Trie", "TrieShape", "score_all"]
+__all__ = [
+    "BeamSearch",
+    "Score",
+    "SearchResult",
+    "Subset",
+    "Trie",
+    "TrieShape",
+    "find_best",
+    "score_all",
+]

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gr_jax.decoding._core import SCORES, Ends, Score, beam_widths, search_trie
+from gr_jax.decoding._shape import power_of_two
 from gr_jax.decoding._trie import Subset, Trie
 from gr_jax.docids import DocidMap
 from gr_jax.models import (
@@ -147,13 +148,10 @@ def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
             subset=subset,
             group=group,
             ends=ends,
+            asked=jnp.any(source != 0, axis=1),
         )
 
     return jax.jit(search, static_argnames=("beam", "k", "score", "ends"))
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
 
 
 class BeamSearch:
@@ -203,7 +201,7 @@ class BeamSearch:
             raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
         if ends not in get_args(Ends):
             raise ValueError(f"unknown ends {ends!r}: choose one of {', '.join(get_args(Ends))}")
-        trie = docids if isinstance(docids, Trie) else Trie.from_docid_map(docids)
+        trie = docids if isinstance(docids, Trie) else Trie.from_docid_map(docids).bucketed()
         tokens, known = trie.shape.vocabulary.size, weights.config.output_vocab_size
         if known < tokens:
             raise ValueError(f"the model has {known} target tokens, the docids {tokens}")
@@ -261,11 +259,12 @@ class BeamSearch:
     ) -> SearchResult:
         """Ranks the documents for each query.
 
-        Queries go through in batches; the numbers of queries and of tokens are rounded up to powers
-        of two, so that few programs are compiled.
+        Queries go through in batches of like length; of each, the numbers of queries and of tokens
+        are rounded up to powers of two, so that few programs are compiled.
 
         Args:
-          source_tokens: token ids [n, length]; 0 is padding, at the end.
+          source_tokens: token ids [n, length]; 0 is padding, at the end. For a query without any
+            token nothing is found.
           subset: the documents that may be returned (`Trie.subset`); all if None.
           group: for a stack of subsets, which of them each query may see [n].
           exact: ask again, with a beam twice as wide, what is not certainly exact, until it is or
@@ -300,27 +299,34 @@ class BeamSearch:
         if not n:
             rows, beams = np.zeros((0, self.k), np.int32), np.zeros(0, np.int32)
             return SearchResult(rows, rows.astype(np.float32), beams.astype(bool), beams)
-        used = np.flatnonzero(source.any(axis=0))
-        longest = int(used[-1]) + 1 if len(used) else 1
-        length = max(_power_of_two(longest), _SHORTEST_SOURCE)
+        places = np.arange(1, source.shape[1] + 1)
+        lengths = np.max(np.where(source != 0, places, 1), axis=1, initial=1)
+        order = np.argsort(lengths, kind="stable")
+        put = functools.partial(jax.device_put, device=self.sharding)
+        answers = []  # all batches are under way before the first answer is awaited
+        most = self._shard(self.batch_size)
+        for start in range(0, n, most):
+            chosen = order[start : start + most]
+            size = min(self._shard(power_of_two(len(chosen))), most)
+            longest = int(lengths[chosen[-1]])
+            padded = np.zeros((size, max(power_of_two(longest), _SHORTEST_SOURCE)), np.int32)
+            padded[: len(chosen), :longest] = source[chosen, :longest]
+            groups = None
+            if subset is not None:
+                groups = put(np.pad(group[chosen], (0, size - len(chosen))))
+            answers.append(self.run(put(padded), beam=beam, subset=subset, group=groups))
+        fields = []
+        for parts in zip(*jax.device_get(answers), strict=True):
+            # only the last batch has rows of padding
+            found = np.concatenate(parts)[:n]
+            field = np.empty_like(found)
+            field[order] = found
+            fields.append(field)
+        return SearchResult(*fields, beam=np.full(n, beam, np.int32))
+
+    def _shard(self, queries: int) -> int:
+        """So many queries, or a few more, for every shard to have as many."""
         shards = 1
         if self.sharding is not None:
             shards = self.sharding.mesh.size // self.sharding.mesh.shape.get("model", 1)
-        batch = -(-min(_power_of_two(n), self.batch_size) // shards) * shards
-        padded = np.zeros((-(-n // batch) * batch, length), np.int32)
-        padded[:n, :longest] = source[:, :longest]
-        groups = np.zeros(len(padded), np.int32)
-        groups[:n] = group
-        put = functools.partial(jax.device_put, device=self.sharding)
-        # all batches are under way before the first answer is awaited
-        answers = [
-            self.run(
-                put(padded[i : i + batch]),
-                beam=beam,
-                subset=subset,
-                group=None if subset is None else put(groups[i : i + batch]),
-            )
-            for i in range(0, len(padded), batch)
-        ]
-        fields = [np.concatenate(parts)[:n] for parts in zip(*jax.device_get(answers), strict=True)]
-        return SearchResult(*fields, beam=np.full(n, beam, np.int32))
+        return -(-queries // shards) * shards

@@ -469,7 +469,7 @@ class _Search:
                 total += jnp.where(now == length, jnp.minimum(eos - norm, 0), 0)
         return _Result(result.pool.add(total, lambda i: _take(live.low, i)), result.dropped)
 
-    def run(self, state: Any) -> tuple[Array, Array, Array]:
+    def run(self, state: Any, asked: Bool[Array, " b"] | None) -> tuple[Array, Array, Array]:
         """See `search_trie`."""
         if self.levels == 1 and not self.vocabulary.eos:
             rows, scores = self._documents(self._atomic(state))
@@ -478,7 +478,10 @@ class _Search:
         zeros = jnp.zeros((batch, 1), jnp.int32)
         # behind the last node stands the number of docids, without padding
         high = zeros + self.trie.lows[0][-1]
-        live = _Live(zeros.astype(jnp.float32), zeros, zeros, high, zeros, None)
+        total = jnp.zeros((batch, 1))
+        if asked is not None:
+            total = jnp.where(asked[:, None], total, -jnp.inf)
+        live = _Live(total, zeros, zeros, high, zeros, None)
         pool = _Pool(
             jnp.full((batch, self.size), -jnp.inf), jnp.zeros((batch, self.size), jnp.int32)
         )
@@ -625,6 +628,7 @@ def search_trie(
     group: Int[Array, " b"] | None = None,
     ends: Ends = "all",
     whole: bool = False,
+    asked: Bool[Array, " b"] | None = None,
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
     """Ranks the documents of a trie for each query; to be traced by `jax.jit`.
 
@@ -642,6 +646,8 @@ def search_trie(
         among the `beam` best candidates of its step, prefixes included. "all" never has a worse
         document at a rank; "ranked" is Hugging Face's rule (and its greedy search at `beam` 1).
       whole: only decode whole beams, one token at a time; for a model that cannot do less.
+      asked: which queries are none of the batch's padding, for which nothing is found, and no step
+        is made; all if None.
 
     Returns:
       rows [batch, k], -1 where there is none; log-probabilities [batch, k], descending, -inf where
@@ -650,7 +656,7 @@ def search_trie(
     """
     settings: Any = {"beam": beam, "k": k, "score": score, "ends": ends, "whole": whole}
     search = _Search(trie, model, batch, subset, group, **settings)
-    rows, scores, exact = search.run(state)
+    rows, scores, exact = search.run(state, asked)
     missing = ((0, 0), (0, k - rows.shape[1]))
     return (
         jnp.pad(rows, missing, constant_values=-1),

@@ -6,12 +6,14 @@ It shares the model with beam search and nothing else: no trie, no top-k, histor
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gr_jax.decoding._beam import SearchResult
 from gr_jax.decoding._core import SCORES, Score
 from gr_jax.docids import EOS_ID, DocidMap, DocidVocabulary
 from gr_jax.models import (
@@ -148,6 +150,26 @@ def _score_block(
     return np.asarray(total)[:, : len(tokens)]
 
 
+def _blocks(
+    weights: InferenceWeights, table: _Table, source: Int[np.ndarray, "n s"]
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Some queries, some neighbouring rows of the table, and their scores [queries, rows]."""
+    config, (documents, steps) = weights.config, table.tokens.shape
+    n = len(source)
+    batch = min(n, _QUERIES)
+    # what one more docid costs: its prefixes after the first, each with logits, keys and values
+    kept = 2 * config.num_decoder_layers * config.num_heads * config.head_dim
+    one = 4 * batch * ((steps - 1) * (kept + table.vocab) + 4)
+    size = min(_bucket(documents), max(_bucket(_MEMORY // max(one, 1)) // 2, _SMALLEST))
+    for i in range(0, n, _QUERIES):
+        queries = source[i : i + _QUERIES]
+        cross = _encode(weights, np.pad(queries, ((0, batch - len(queries)), (0, 0))))
+        for start in range(0, documents, size):
+            rows = slice(start, min(start + size, documents))
+            scores = _score_block(weights, table, cross, rows, size)
+            yield slice(i, i + len(queries)), rows, scores[: len(queries)]
+
+
 def score_all(
     weights: InferenceWeights,
     docid_map: DocidMap,
@@ -159,7 +181,7 @@ def score_all(
 
     A prefix is decoded once per block of neighbouring docids, not once per docid. The cost is still
     that of the corpus, not of a beam: for tests, and for corpora where that is bearable. A block's
-    memory is bounded, whatever the corpus.
+    memory is bounded, whatever the corpus; what is returned is not: see `find_best`.
 
     Args:
       weights: the model.
@@ -171,25 +193,67 @@ def score_all(
     Returns:
       float32 natural logarithms [n, documents], documents by row of `docid_map`.
     """
+    source, table = _prepared(weights, docid_map, source_tokens, score, vocabulary)
+    out = np.empty((len(source), len(docid_map)), np.float32)
+    for queries, rows, scores in _blocks(weights, table, source):
+        out[queries, table.order[rows]] = scores
+    return out
+
+
+def find_best(
+    weights: InferenceWeights,
+    docid_map: DocidMap,
+    source_tokens: Int[np.ndarray, "n s"],
+    score: Score = "children",
+    vocabulary: DocidVocabulary | None = None,
+    *,
+    k: int,
+) -> SearchResult:
+    """The k best documents for every query, of `score_all` without all scores at a time.
+
+    Equal scores are in the order of docids, then of the corpus, as those of `BeamSearch` are.
+
+    Args:
+      weights: the model.
+      docid_map: the corpus.
+      source_tokens: token ids [n, length]; 0 is padding.
+      score: the normalisation, as in `BeamSearch`.
+      vocabulary: the tokens of the codes; None for those of the map.
+      k: documents per query; of a smaller corpus, all.
+
+    Returns:
+      `rows` and `scores` [n, min(k, documents)]; `beam` is the number of documents.
+    """
+    source, table = _prepared(weights, docid_map, source_tokens, score, vocabulary)
+    n, documents = len(source), len(docid_map)
+    k = min(k, documents)
+    places = np.zeros((n, k), np.int64)  # in sorted order
+    best = np.zeros((n, k), np.float32)
+    for queries, rows, scores in _blocks(weights, table, source):
+        known = min(rows.start, k)  # which come first in sorted order, too
+        new = np.broadcast_to(np.arange(rows.start, rows.stop), scores.shape)
+        together = np.concatenate([best[queries, :known], scores], axis=1)
+        order = np.argsort(-together, axis=1, kind="stable")[:, :k]
+        found = np.concatenate([places[queries, :known], new], axis=1)
+        places[queries, : order.shape[1]] = np.take_along_axis(found, order, axis=1)
+        best[queries, : order.shape[1]] = np.take_along_axis(together, order, axis=1)
+    return SearchResult(
+        rows=table.order[places],
+        scores=best,
+        exact=np.ones(n, bool),
+        beam=np.full(n, documents, np.int32),
+    )
+
+
+def _prepared(
+    weights: InferenceWeights,
+    docid_map: DocidMap,
+    source_tokens: Int[np.ndarray, "n s"],
+    score: Score,
+    vocabulary: DocidVocabulary | None,
+) -> tuple[np.ndarray, _Table]:
     if score not in SCORES:
         raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
-    config = weights.config
-    source = np.asarray(source_tokens, np.int32)
-    vocab = config.output_vocab_size
+    vocab = weights.config.output_vocab_size
     table = _Table(vocab, docid_map, vocabulary or docid_map.vocabulary, score)
-    n, documents = len(source), len(docid_map)
-    batch = min(n, _QUERIES)
-    # what one more docid costs: its prefixes after the first, each with logits, keys and values
-    kept = 2 * config.num_decoder_layers * config.num_heads * config.head_dim
-    one = 4 * batch * ((table.tokens.shape[1] - 1) * (kept + vocab) + 4)
-    size = min(_bucket(documents), max(_bucket(_MEMORY // one) // 2, _SMALLEST))
-    out = np.empty((n, documents), np.float32)
-    for i in range(0, n, _QUERIES):
-        queries = source[i : i + _QUERIES]
-        queries = np.pad(queries, ((0, batch - len(queries)), (0, 0)))
-        cross = _encode(weights, queries)
-        for start in range(0, documents, size):
-            rows = slice(start, start + size)
-            scores = _score_block(weights, table, cross, rows, size)
-            out[i : i + _QUERIES, table.order[rows]] = scores[: n - i]
-    return out
+    return np.asarray(source_tokens, np.int32), table

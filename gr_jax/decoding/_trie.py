@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import tokenize
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,79 +14,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
+from gr_jax.array_files import Expected, load_arrays, save_arrays
+from gr_jax.decoding._shape import TrieShape, few_capacities
 from gr_jax.docids import DocidMap, DocidVocabulary
-from gr_jax.errors import UserError
-from gr_jax.files import atomic_directory
 
 _FORMAT = 2
-_HEADER = "trie.json"
-# what JSON and NumPy raise at bytes that are not theirs
-_DAMAGE = (
-    *(ValueError, TypeError, KeyError, AttributeError, EOFError, OSError),
-    *(SyntaxError, tokenize.TokenError),
-)
-
-
-class TrieShape(NamedTuple):
-    """What a compiled search knows of a trie: the vocabulary exactly, all sizes as upper bounds.
-
-    Two tries of one shape share a compiled program; `Trie.pad` brings a trie to a larger shape.
-
-    Attributes:
-      vocabulary: the tokens of the codes; exact.
-      nodes: nodes of each stored level.
-      branches: branching nodes of each stored level but the last.
-      fan_outs: per stored level, children that one parent (the root, for level 0) can have.
-      ends: per level of the vocabulary, whether a docid may end with a code of this level.
-      tail_start: the first level whose codes are in `tails`; no docid needs one before.
-      docids: distinct docids.
-      documents: documents; as many as docids unless documents share one.
-      unique: whether each docid is known to have one document.
-    """
-
-    vocabulary: DocidVocabulary
-    nodes: tuple[int, ...]
-    branches: tuple[int, ...]
-    fan_outs: tuple[int, ...]
-    ends: tuple[bool, ...]
-    tail_start: int
-    docids: int
-    documents: int
-    unique: bool
-
-    def holds(self, other: TrieShape) -> bool:
-        """Whether a trie of the other shape can be padded to this one."""
-        return (
-            self.vocabulary == other.vocabulary
-            and len(self.branches) + 1 == len(self.nodes) == len(self.fan_outs)
-            and len(self.nodes) <= len(self.ends) == len(self.vocabulary.level_sizes)
-            and len(other.nodes) <= len(self.nodes)
-            and all(a <= b for a, b in zip(other.nodes, self.nodes, strict=False))
-            and all(a <= b for a, b in zip(other.branches, self.branches, strict=False))
-            and all(a <= b for a, b in zip(other.fan_outs, self.fan_outs, strict=False))
-            and all(a <= b for a, b in zip(other.ends, self.ends, strict=True))
-            and 0 <= self.tail_start <= other.tail_start
-            and other.docids <= self.docids
-            and other.documents <= self.documents
-            and other.unique >= self.unique
-        )
-
-    def bucketed(self) -> TrieShape:
-        """Sizes rounded up, by at most an eighth, so that a refreshed corpus has the same ones."""
-        sizes = self.vocabulary.level_sizes[: len(self.fan_outs)]
-        return self._replace(
-            nodes=tuple(map(bucket, self.nodes)),
-            branches=tuple(map(bucket, self.branches)),
-            fan_outs=tuple(min(bucket(f), s) for f, s in zip(self.fan_outs, sizes, strict=True)),
-            docids=bucket(self.docids),
-            documents=bucket(self.documents),
-        )
-
-
-def bucket(n: int) -> int:
-    """The next of {8, 9, ..., 16} * 2^k; up to 16, `n` itself."""
-    step = 1 << max((n - 1).bit_length() - 4, 0)
-    return -(-n // step) * step
 
 
 @functools.partial(
@@ -463,12 +392,16 @@ class Trie:
         *,
         capacity: int | None = None,
     ) -> Subset:
-        """A choice of documents, for one request or many; no search is compiled anew for it.
+        """A choice of documents, for one request or many, as arguments of the search's program.
+
+        A search is compiled once without subsets and once for each capacity of subsets (and, of a
+        stack, number of groups).
 
         Args:
           keep: which documents, by row of the `DocidMap`, or the rows themselves.
-          capacity: room for docids and documents, for equal shapes whatever the choice; None for
-            their number, rounded up.
+          capacity: room for docids and documents; None for their number, rounded up to 256 times a
+            power of four, or to all that the trie has room for: at most eight capacities up to 4
+            million documents, and ten up to 67 million.
 
         Raises:
           ValueError: `keep` is not about this trie's documents, or there is not room enough.
@@ -496,8 +429,8 @@ class Trie:
             first_document = before[np.asarray(self.first_document)]
             mask[:] = first_document[1:] > first_document[:-1]
 
-        def padded(x: np.ndarray, value: int) -> np.ndarray:
-            room = bucket(max(len(x), 1)) if capacity is None else capacity
+        def padded(x: np.ndarray, value: int, most: int) -> np.ndarray:
+            room = few_capacities(len(x), most) if capacity is None else capacity
             if len(x) > room:
                 raise ValueError(f"{len(x)} kept for a capacity of {room}")
             out = np.full((1, room), value, np.int32)
@@ -506,9 +439,9 @@ class Trie:
 
         shared = first_document is not None
         arrays: Any = {
-            "select": padded(np.flatnonzero(mask), 0),
+            "select": padded(np.flatnonzero(mask), 0, self.shape.docids),
             "first_document": first_document[None] if shared else None,
-            "documents": padded(documents[kept], -1) if shared else None,
+            "documents": padded(documents[kept], -1, self.shape.documents) if shared else None,
         }
         return Subset(allowed=jax.tree.map(lambda x: x[None], Ranks.from_mask(mask)), **arrays)
 
@@ -545,24 +478,13 @@ class Trie:
         Args:
           directory: where.
           fingerprint: that of the `DocidMap`.
+
+        Raises:
+          UserError: the disk is full or not writable.
         """
-        checksums = {}
-        with atomic_directory(Path(directory)) as temporary:
-            for path, leaf in jax.tree.leaves_with_path(self):
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                array = np.ascontiguousarray(leaf).reshape(np.shape(leaf))
-                np.save(temporary / f"{name}.npy", array)
-                checksums[name] = _checksum(array)
-            header = {
-                "format": _FORMAT,
-                "fingerprint": fingerprint,
-                "shape": _to_json(self.shape),
-                "checksums": checksums,
-            }
-            header["checksum"] = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-            (temporary / _HEADER).write_text(
-                json.dumps(header, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-            )
+        record = {"format": _FORMAT, "fingerprint": fingerprint, "shape": _to_json(self.shape)}
+        arrays = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(self)}
+        save_arrays(directory, "trie", record, arrays)
 
     @classmethod
     def load(
@@ -584,47 +506,23 @@ class Trie:
         Raises:
           UserError: a file is missing, damaged or of another format, or the trie is of another map.
         """
-        directory = Path(directory)
-        file = directory / _HEADER
-        mend = "delete the directory and build the trie again"
-        try:
-            header = json.loads(file.read_text(encoding="utf-8"))
-            if header["format"] != _FORMAT:
-                raise UserError(
-                    f"{file}: format {header['format']!r}, not {_FORMAT}: written by another "
-                    f"version of gr-jax; {mend}"
-                )
-            checksum = header.pop("checksum")
-            if zlib.crc32(json.dumps(header, sort_keys=True).encode()) != checksum:
-                raise ValueError("the checksum does not match")
-            if fingerprint not in (None, header["fingerprint"]):
-                raise UserError(
-                    f"{file}: the trie of docid map {str(header['fingerprint'])[:12]}, not of "
-                    f"{fingerprint[:12]}; {mend}"
-                )
-            shape = _from_json(header["shape"])
-            expected, structure = jax.tree.flatten_with_path(cls.abstract(shape))
-            leaves = []
-            for path, leaf in expected:
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                file = directory / f"{name}.npy"
-                array = np.asarray(np.lib.format.open_memmap(file, mode="r"))
-                if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
-                    raise ValueError(
-                        f"{array.dtype} {list(array.shape)}, not {leaf.dtype} {list(leaf.shape)}"
-                    )
-                if not mmap:
-                    array = np.array(array)
-                if verify and _checksum(array) != header["checksums"][name]:
-                    raise ValueError("the checksum does not match")
-                leaves.append(array)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{error.filename}: not found; it is part of a trie written by gr-jax: {mend}"
-            ) from error
-        except _DAMAGE as error:
-            raise UserError(f"{file}: damaged ({_line(error)}); {mend}") from error
-        return jax.tree.unflatten(structure, leaves)
+
+        def describe(header: dict[str, Any]) -> tuple[Any, Expected]:
+            leaves, structure = jax.tree.flatten_with_path(
+                cls.abstract(_from_json(header["shape"]))
+            )
+            return structure, {_name(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+        structure, arrays = load_arrays(
+            directory,
+            "trie",
+            version=_FORMAT,
+            fingerprint=fingerprint,
+            describe=describe,
+            mmap=mmap,
+            verify=verify,
+        )
+        return jax.tree.unflatten(structure, arrays)
 
 
 def _code_type(sizes: int | Sequence[int]) -> type[np.generic]:
@@ -637,12 +535,8 @@ def _length_type(levels: int) -> type[np.generic]:
     return np.uint8 if levels <= 255 else np.uint16
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(array.reshape(-1).view(np.uint8).data) if array.size else 0
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _to_json(shape: TrieShape) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gr_jax.evaluation._report import (
     verdict,
     write_report,
 )
-from gr_jax.evaluation._runs import Run, read_run, write_run
+from gr_jax.evaluation._runs import Run, read_run, write_certificates, write_run
 from gr_jax.evaluation._search import SearchQuality, beam_recall
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "read_report",
     "read_run",
     "verdict",
+    "write_certificates",
     "write_report",
     "write_run",
 ]

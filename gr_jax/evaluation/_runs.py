@@ -7,6 +7,7 @@ that every tool, here or elsewhere, sees the ranking that was measured; `read_ru
 trec_eval does, so that a foreign file measures here as it does there.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,32 @@ def write_run(path: str | Path, run: Run, tag: str) -> None:
             lines.append(f"{query_id} Q0 {doc_id} {rank} {score!r} {tag}\n")
     with atomic_file(path) as part:
         part.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def write_certificates(run: str | Path, certificates: Mapping[str, tuple[bool, int]]) -> Path:
+    """Writes what a TREC run cannot hold beside it, a JSON object per query, by id.
+
+    `{"query_id": "q1", "exact": true, "beam": 20}`: whether the query's ranking is proven to be the
+    best of the whole corpus, and the width of the beam that gave it.
+
+    Args:
+        run: The run file. `RUN.certificates.jsonl` is written, whole or not at all.
+        certificates: (exact, beam) of each query.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    path = Path(f"{run}.certificates.jsonl")
+    lines = [
+        json.dumps({"query_id": query_id, "exact": exact, "beam": beam}, ensure_ascii=False) + "\n"
+        for query_id, (exact, beam) in sorted(certificates.items())
+    ]
+    with atomic_file(path) as part:
+        part.write_text("".join(lines), encoding="utf-8", newline="\n")
+    return path
 
 
 def read_run(path: str | Path) -> dict[str, list[tuple[str, float]]]:

@@ -37,7 +37,7 @@ from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
 from gr_jax.pipeline._exposure import exposure
 from gr_jax.pipeline._prepare import Log
 from gr_jax.pipeline._workspace import Workspace
-from gr_jax.serving import DEFAULT_SCORE, Index, SearchConfig
+from gr_jax.serving import DEFAULT_MOST_BEAM, DEFAULT_SCORE, Index, SearchConfig
 from gr_jax.training import Partitioner, Partitioning
 
 
@@ -50,8 +50,8 @@ class EvalConfig:
       exact: score every document instead of searching.
       score: over what each step is normalised; see `SearchConfig`.
       precision: of the model; None for the one that it was trained in.
-      certify: search with wider and wider beams until the ranking is certainly exact, up to
-        `SearchConfig.most_beam`.
+      certify: search with wider and wider beams until the ranking is certainly exact.
+      most_beam: the width that `certify` does not go beyond.
       partitioning: spreads the model, and each batch of queries, over this host's devices; None for
         one device.
     """
@@ -61,6 +61,7 @@ class EvalConfig:
     score: Score = DEFAULT_SCORE
     precision: Precision | None = None
     certify: bool = False
+    most_beam: int = DEFAULT_MOST_BEAM
     partitioning: Partitioning | None = None
 
     def __post_init__(self):
@@ -71,7 +72,9 @@ class EvalConfig:
     @property
     def search(self) -> SearchConfig:
         """How to search, unless every document is scored."""
-        return SearchConfig(self.beam, self.score, self.precision, exact=self.certify)
+        return SearchConfig(
+            self.beam, self.score, self.precision, exact=self.certify, most_beam=self.most_beam
+        )
 
 
 _DEPTH = 100  # documents per query of a run
@@ -267,7 +270,7 @@ def _latency(index: Index, queries: QuerySet, config: EvalConfig) -> float:
     """Milliseconds per query of what `_find` does."""
     return index.latency(
         _texts(queries), k=_depth(index), config=config.search, exactly=config.exact
-    )
+    ).median
 
 
 def _beam_recall(

@@ -35,6 +35,7 @@ from gr_jax.errors import UserError
 from gr_jax.files import atomic_directory, atomic_file, local_path
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
+from gr_jax.serving import write_tables
 
 Log = Callable[[str], None]
 
@@ -213,7 +214,14 @@ class _Job:
             self.workspace.docids / "docid_map.json",
             build,
         )
-        return DocidMap.load(self.workspace.docids), key
+        docid_map = DocidMap.load(self.workspace.docids)
+
+        def tables() -> None:
+            titles = ((document.doc_id, document.title) for document in self.corpus.documents)
+            write_tables(self.workspace.path, docid_map, titles)
+
+        self.workspace.stage("tables", {"docids": key}, self.workspace.documents, tables)
+        return docid_map, key
 
     def make_vocabulary(self) -> tuple[Tokenizer, str]:
         given, path = self.data.sentencepiece, self.workspace.sentencepiece

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gr_jax import distributed
-from gr_jax.corpus import Collection, read_queries
+from gr_jax.corpus import Collection, read_ids, read_queries
 from gr_jax.data import Batches
 from gr_jax.decoding import Score
 from gr_jax.docids import DocidAssigner, DocidMap
 from gr_jax.errors import UserError
-from gr_jax.evaluation import Report, write_run
+from gr_jax.evaluation import Report, write_certificates, write_run
 from gr_jax.files import local_path
 from gr_jax.models import Precision, T5Config
 from gr_jax.pipeline._collections import PYTHON_DOCS, load_collection
@@ -26,7 +26,7 @@ from gr_jax.pipeline._initial import RANDOM_PARAMETERS, InitialCheckpoint
 from gr_jax.pipeline._prepare import DataConfig, Log, Prepared, check_inputs, prepare
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.queries import SyntheticQueries
-from gr_jax.serving import DEFAULT_SCORE, IndexSpec, SearchConfig
+from gr_jax.serving import DEFAULT_MOST_BEAM, DEFAULT_SCORE, IndexSpec, SearchConfig
 from gr_jax.training import (
     Partitioner,
     Partitioning,
@@ -250,11 +250,16 @@ def infer(
     score: Score = DEFAULT_SCORE,
     precision: Precision | None = None,
     certify: bool = False,
+    most_beam: int = DEFAULT_MOST_BEAM,
+    only_file: str | None = None,
     partitioning: Partitioning | None = None,
     dry_run: bool = False,
     log: Log = lambda _: None,
 ) -> None:
     """Answers every query of a `queries.jsonl` and writes a TREC run.
+
+    Beside it, `RUN.certificates.jsonl` says for each query whether its documents are proven to be
+    the best of the corpus.
 
     Args:
       model_dir: the trained index.
@@ -264,9 +269,11 @@ def infer(
       checkpoint: `MODEL_DIR/checkpoint_<step>`; the newest by default.
       k: documents per query.
       beam: width of the search.
-      score: see `EvalConfig`, as for the next three.
+      score: see `EvalConfig`, as for the next four.
       precision: of the model.
       certify: search until the answers are certainly exact.
+      most_beam: the width up to which it does.
+      only_file: ids of the documents that may be returned, one on a line; all if None.
       partitioning: of model and queries over this host's devices.
       dry_run: check all of the above, and write nothing.
       log: told what was written.
@@ -278,7 +285,7 @@ def infer(
         raise UserError('give the queries to answer: --gin.QUERIES=\\"queries.jsonl\\"')
     if run is not None and output_dir is not None:
         raise UserError("RUN names the run file and INFER_OUTPUT_DIR its folder: give one of them")
-    config = SearchConfig(beam, score, precision, exact=certify)
+    config = SearchConfig(beam, score, precision, exact=certify, most_beam=most_beam)
     workspace = Workspace(model_dir)
     name = Path(queries).name.removesuffix(".gz").removesuffix(".jsonl")
     folder = local_path(output_dir) if output_dir else workspace.runs
@@ -288,11 +295,18 @@ def infer(
     asked = list(read_queries(queries).values())
     if not asked:
         raise UserError(f"{queries}: holds no queries")
+    only = None if only_file is None else read_ids(only_file)
     if dry_run:
         return
-    ranked = index.rank([query.text for query in asked], k=k, config=config)
-    write_run(output, {q.query_id: r for q, r in zip(asked, ranked, strict=True)}, "gr_jax")
-    log(f"{output}: {len(asked):,} queries, {k} documents each")
+    found = index.find([query.text for query in asked], k=k, config=config, only=only)
+    names = [query.query_id for query in asked]
+    write_run(output, dict(zip(names, index.documents(found), strict=True)), "gr_jax")
+    proofs = zip(found.exact.tolist(), found.beam.tolist(), strict=True)
+    write_certificates(output, dict(zip(names, proofs, strict=True)))
+    log(
+        f"{output}: {len(asked):,} queries, {k} documents each, "
+        f"{found.exact.mean():.1%} of the rankings proven exact"
+    )
 
 
 def _sized(model: Callable[..., T5Config], prepared: Prepared) -> T5Config:

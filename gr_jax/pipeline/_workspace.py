@@ -3,6 +3,7 @@
 MODEL_DIR/
   corpus/corpus.jsonl       the indexed documents, so that search and BM25 need nothing else
   docids/                   the DocidMap
+  trie/ documents/          the same and the titles, as searches read them; made again if missing
   vocabulary/               the SentencePiece model
   examples/<task>-*.tsv     training examples as text
   cache/                    training examples as tokens
@@ -56,6 +57,8 @@ class Workspace:
                 raise UserError(f"{path}: is a file; give a directory for the model")
         self.corpus = self.path / "corpus" / "corpus.jsonl"
         self.docids = self.path / "docids"
+        self.trie = self.path / "trie"
+        self.documents = self.path / "documents"
         self.sentencepiece = self.path / "vocabulary" / "sentencepiece.model"
         self.examples = self.path / "examples"
         self.cache = self.path / "cache"
@@ -187,7 +190,10 @@ class Workspace:
         """
         self._stages = self._read()  # whoever was here in the meantime may have gone on
         held = self._stages.get("corpus")
-        ours = (self.corpus, self.docids, self.sentencepiece, self.examples, self.cache)
+        ours = (
+            *(self.corpus, self.docids, self.trie, self.documents),
+            *(self.sentencepiece, self.examples, self.cache),
+        )
         if not held and (foreign := [p for p in ours if p.exists()]):
             raise UserError(
                 f"{foreign[0]}: would be overwritten, and is not gr-jax's; "

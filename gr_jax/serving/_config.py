@@ -11,6 +11,8 @@ from gr_jax.models import PRECISIONS, Precision
 
 DEFAULT_SCORE: Score = "children"
 """The normalisation where none is asked for: in searches, in evaluations, on the command line."""
+DEFAULT_MOST_BEAM = 1024
+"""The width up to which a search looks for proof where no other is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class SearchConfig:
     score: Score = DEFAULT_SCORE
     precision: Precision | None = None
     exact: bool = False
-    most_beam: int = 1024
+    most_beam: int = DEFAULT_MOST_BEAM
 
     def __post_init__(self):
         for name in ("beam", "most_beam"):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gr_jax.corpus import read_corpus
+from gr_jax.corpus import whole_characters
 from gr_jax.data import Tokenizer, load_tokenizer
-from gr_jax.decoding import BeamSearch, SearchResult, Trie, score_all
-from gr_jax.docids import DocidMap
+from gr_jax.decoding import BeamSearch, SearchResult, Trie, find_best, score_all
+from gr_jax.docids import DocidMap, DocidVocabulary
 from gr_jax.errors import UserError
 from gr_jax.files import atomic_file, local_path
 from gr_jax.models import (
@@ -27,7 +28,9 @@ from gr_jax.models import (
     init_parameters,
 )
 from gr_jax.serving._config import SearchConfig
+from gr_jax.serving._corpus import IndexedCorpus
 from gr_jax.serving._memory import device_memory
+from gr_jax.serving._model import Model
 from gr_jax.serving._parameters import SavedParameters
 from gr_jax.training import Partitioner, find_eval_checkpoint
 
@@ -89,26 +92,35 @@ class Result(NamedTuple):
     docid: str
 
 
+class Latency(NamedTuple):
+    """Milliseconds of one query: the median, and what 95 and 99 of 100 queries stay below."""
+
+    median: float
+    p95: float
+    p99: float
+
+
 class Index:
-    """A trained index, loaded from its model directory."""
+    """A trained index, loaded from its model directory. Any number of threads may ask it."""
 
     def __init__(
         self,
         spec: IndexSpec,
-        docid_map: DocidMap,
+        corpus: IndexedCorpus,
         tokenizer: Tokenizer,
-        prepare: Callable[[Precision], InferenceWeights],
+        model: Model,
         step: int,
-        corpus_file: Path,
-        devices: int = 1,
+        partitioner: Partitioner | None = None,
     ):
-        """See `load`; `prepare` makes the model's weights, on so many devices."""
+        """See `load`; `model` has its weights where `partitioner` puts them."""
         self.spec = spec
-        self.docid_map = docid_map
+        self.corpus = corpus
         self.tokenizer = tokenizer
         self.step = step
-        self._prepare, self._devices = prepare, devices
-        self._corpus_file = corpus_file
+        self._model, self._partitioner = model, partitioner
+        self._devices = 1 if partitioner is None else partitioner.mesh.size
+        self._lock = threading.RLock()
+        self._trie: Trie | None = None
 
     @classmethod
     def load(
@@ -133,26 +145,43 @@ class Index:
         """
         path = local_path(model_dir)
         spec = IndexSpec.load(path / "index.json")
-        docid_map = DocidMap.load(path / "docids")
-        if docid_map.fingerprint != spec.docid_fingerprint:
+        corpus = IndexedCorpus.open(path)
+        if corpus.fingerprint != spec.docid_fingerprint:
             raise UserError(
-                f"{path}: its docids ({docid_map.fingerprint[:12]}) are not those that the model "
+                f"{path}: its docids ({corpus.fingerprint[:12]}) are not those that the model "
                 f"was trained on ({spec.docid_fingerprint[:12]})"
             )
         checkpoint, step = find_eval_checkpoint(path, spec.docid_fingerprint, step)
         return cls(
             spec,
-            docid_map,
+            corpus,
             load_tokenizer(path / "vocabulary" / "sentencepiece.model", words_only=spec.words_only),
-            SavedParameters(checkpoint, spec.model, partitioner).weights,
+            Model(SavedParameters(checkpoint, spec.model, partitioner).weights),
             step,
-            path / "corpus" / "corpus.jsonl",
-            1 if partitioner is None else partitioner.mesh.size,
+            partitioner,
         )
 
-    @functools.cached_property
-    def _titles(self) -> dict[str, str]:
-        return {d.doc_id: d.title for d in read_corpus(self._corpus_file).documents}
+    def refreshed(self, docid_map: DocidMap, titles: Mapping[str, str]) -> Index:
+        """An index of other documents (`DocidMap.extended`, `without`) for the same model.
+
+        It shares weights and, unless its sizes are quite different, compiled programs. This index
+        goes on answering; nothing is written.
+
+        Args:
+          docid_map: the documents; its levels, and whether docids end, are as in training.
+          titles: by document; the others have none.
+
+        Raises:
+          UserError: the docids do not fit the model.
+        """
+        corpus = IndexedCorpus(docid_map, titles.items, before=self.corpus.trie)
+        _ = corpus.trie  # refused now
+        return Index(self.spec, corpus, self.tokenizer, self._model, self.step, self._partitioner)
+
+    @property
+    def docid_map(self) -> DocidMap:
+        """All documents and docids, read into memory; searches need only parts of them."""
+        return self.corpus.docid_map
 
     @property
     def parameter_count(self) -> int:
@@ -166,10 +195,16 @@ class Index:
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights(precision)))
         return weights + self.trie.nbytes + self.tokenizer.path.stat().st_size
 
-    @functools.cached_property
+    @property
     def trie(self) -> Trie:
-        """The valid docids, on the device."""
-        return jax.device_put(Trie.from_docid_map(self.docid_map))
+        """The valid docids, on the device, or on each of the mesh."""
+        with self._lock:
+            if self._trie is None:
+                everywhere = None
+                if self._partitioner is not None:
+                    everywhere = NamedSharding(self._partitioner.mesh, PartitionSpec())
+                self._trie = jax.device_put(self.corpus.trie, everywhere)
+            return self._trie
 
     def weights(self, precision: Precision | None = None) -> InferenceWeights:
         """The model, arranged for search; None for the precision that it was trained in.
@@ -178,30 +213,34 @@ class Index:
           UserError: the checkpoint is damaged or has gone, or the devices' memory is too small.
         """
         with device_memory(self._devices):
-            return self._weights(self.precision(precision))
+            return self._model.weights(self.precision(precision))
 
     def precision(self, precision: Precision | None = None) -> Precision:
         """`precision`, or the one that the model was trained in."""
         return precision or self.spec.model.dtype  # pyright: ignore[reportReturnType]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - an index lives as long as its process
-    def _weights(self, precision: Precision) -> InferenceWeights:
-        return self._prepare(precision)
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - an index lives as long as its process
     def searcher(self, config: SearchConfig, k: int) -> BeamSearch:
         """The search for `k` documents."""
-        return BeamSearch(
-            self.weights(config.precision),
-            self.trie,
-            beam=config.width(k),
-            k=k,
-            score=config.score,
-        )
+
+        def make(weights: InferenceWeights) -> BeamSearch:
+            return BeamSearch(weights, self.trie, beam=config.width(k), k=k, score=config.score)
+
+        with device_memory(self._devices):
+            settings = (config.width(k), k, config.score)
+            return self._model.search(self.precision(config.precision), self.corpus, settings, make)
 
     def tokens(self, queries: Sequence[str]) -> np.ndarray:
-        """Queries as source tokens [n, input length]."""
-        return self.tokenizer.encode(queries, self.spec.input_length)
+        """Queries as source tokens [n, input length].
+
+        Raises:
+          UserError: `queries` is one text, or one of them is none.
+        """
+        if isinstance(queries, str):
+            raise UserError("queries is one text: give a list of queries, [query] for one")
+        for query in queries:
+            if not isinstance(query, str):
+                raise UserError(f"a query is {query!r}: text is needed")
+        return self.tokenizer.encode(list(map(whole_characters, queries)), self.spec.input_length)
 
     def find(
         self,
@@ -221,43 +260,39 @@ class Index:
             `children`, log-probabilities are relative to these.
 
         Raises:
-          UserError: `k` is below 1, a document of `only` is not in the index, or see `weights`.
+          UserError: `k` is below 1, `queries` is no list of texts, a document of `only` is not in
+            the index, or see `weights`.
         """
-        if k < 1:
-            raise UserError(f"k is {k}: at least 1 document is needed")
+        k = _checked(k)
+        tokens = self.tokens(queries)
+        subset = None
+        if only is not None:
+            only = [only] if isinstance(only, str) else only  # not its characters
+            subset = self.corpus.trie.subset(self.corpus.documents.rows_of(only))
         with device_memory(self._devices):
             return self.searcher(config, k).search(
-                self.tokens(queries),
-                subset=None if only is None else self.trie.subset(self._rows(only)),
+                tokens,
+                subset=subset,
                 exact=config.exact,
                 most_beam=config.most_beam,
             )
 
-    def _rows(self, doc_ids: Iterable[str]) -> np.ndarray:
-        doc_ids = [doc_ids] if isinstance(doc_ids, str) else list(doc_ids)  # not its characters
-        unknown = [doc_id for doc_id in doc_ids if doc_id not in self.docid_map.index_of]
-        if unknown:
-            others = f" (nor {len(unknown) - 1:,} others of those given)" if unknown[1:] else ""
-            raise UserError(f"the document {unknown[0]!r} is not in the index{others}")
-        return np.asarray([self.docid_map.index_of[doc_id] for doc_id in doc_ids], np.int64)
-
     def score_documents(self, queries: Sequence[str], config: SearchConfig) -> np.ndarray:
         """Log-probabilities of every document, by row of `docid_map` [queries, documents]."""
-        weights = self.weights(config.precision)
+        weights, tokens = self.weights(config.precision), self.tokens(queries)
         with device_memory(self._devices):
-            return score_all(weights, self.docid_map, self.tokens(queries), config.score)
+            return score_all(weights, self.docid_map, tokens, config.score, self._vocabulary)
 
     def find_exactly(self, queries: Sequence[str], *, k: int, config: SearchConfig) -> SearchResult:
         """Like `find`, by scoring every document; the beams of `config` do not matter."""
-        documents = self.docid_map.sorted_order  # equal scores stay in this order, as in a search
-        scores = self.score_documents(queries, config)[:, documents]
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return SearchResult(
-            rows=documents[order],
-            scores=np.take_along_axis(scores, order, axis=1),
-            exact=np.ones(len(scores), bool),
-            beam=np.full(len(scores), len(documents), np.int32),
-        )
+        k = _checked(k)
+        weights, tokens = self.weights(config.precision), self.tokens(queries)
+        with device_memory(self._devices):
+            return find_best(weights, self.docid_map, tokens, config.score, self._vocabulary, k=k)
+
+    @property
+    def _vocabulary(self) -> DocidVocabulary:
+        return self.corpus.trie.shape.vocabulary
 
     def rank(
         self, queries: Sequence[str], *, k: int, config: SearchConfig
@@ -273,12 +308,9 @@ class Index:
 
     def documents(self, found: SearchResult) -> list[list[tuple[str, float]]]:
         """What was found, as (document, log-probability) lists, best first."""
+        doc_id = self.corpus.documents.doc_id
         return [
-            [
-                (self.docid_map.doc_ids[row], score)
-                for row, score in zip(rows, scores, strict=True)
-                if row >= 0
-            ]
+            [(doc_id(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
             for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
         ]
 
@@ -295,18 +327,20 @@ class Index:
 
     def results(self, found: SearchResult) -> list[list[Result]]:
         """What was found, with titles and docids."""
+        corpus = self.corpus
         return [
             [
                 Result(
                     rank=rank,
-                    doc_id=doc_id,
-                    title=self._titles.get(doc_id, ""),
+                    doc_id=corpus.documents.doc_id(row),
+                    title=corpus.documents.title(row),
                     score=score,
-                    docid=self.docid_map.docid_string(self.docid_map.index_of[doc_id]),
+                    docid=corpus.docid_string(row),
                 )
-                for rank, (doc_id, score) in enumerate(ranking, 1)
+                for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
+                if row >= 0
             ]
-            for ranking in self.documents(found)
+            for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
         ]
 
     def latency(
@@ -317,8 +351,8 @@ class Index:
         config: SearchConfig,
         exactly: bool = False,
         most: int = 200,
-    ) -> float:
-        """Milliseconds per query, one query at a time from text to documents: the median.
+    ) -> Latency:
+        """Milliseconds per query, one query at a time from text to documents.
 
         Every query is answered once before it is timed, so that nothing is compiled in between.
         `exactly` times `rank_exactly` instead of `rank`.
@@ -332,4 +366,10 @@ class Index:
                 rank([query], k=k, config=config)
                 if timed:
                     seconds.append(time.perf_counter() - start)
-        return float(np.median(seconds) * 1000) if seconds else 0.0
+        return Latency(*(1000 * np.percentile(seconds or [0.0], [50, 95, 99])).tolist())
+
+
+def _checked(k: int) -> int:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k is {k!r}: at least 1 document is needed, as a whole number")
+    return int(k)

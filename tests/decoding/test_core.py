@@ -256,3 +256,47 @@ def test_the_trie_is_an_argument():
         assert sorted(r for r in rows[0].tolist() if r >= 0) == expected
     programs: Any = hash_search
     assert programs._cache_size() == 1
+
+
+class CountingModel(HashModel):
+    """Tells `steps` of each step that it is asked for."""
+
+    def __init__(self, scale, steps):
+        super().__init__(scale)
+        self.steps = steps
+
+    def decode(self, state, tokens, parents, step):
+        jax.debug.callback(lambda _, step=step: self.steps.append(step), tokens)
+        return super().decode(state, tokens, parents, step)
+
+
+def test_padding_finds_nothing_and_keeps_no_step_alive():
+    """A query in a padded batch has the steps, and the answer, of that query alone."""
+    codes = np.unique(np.random.default_rng(0).integers(0, CODES, (23, 4)), axis=0)
+    trie = Trie.from_docid_map(make_map([tuple(row) for row in codes.tolist()]))
+    steps = []
+
+    @jax.jit
+    def search_asked(trie, seeds, asked):
+        model = CountingModel(np.float32(30), steps)
+        settings: Any = {"beam": 4, "k": 2, "score": "children", "asked": asked}
+        return search_trie(trie, model, seeds[:, None], len(seeds), **settings)
+
+    def run(seeds, asked):
+        steps.clear()
+        found = jax.device_get(search_asked(trie, np.array(seeds, np.uint32), np.array(asked)))
+        jax.effects_barrier()
+        return found, sorted(steps)
+
+    more = 0
+    for seed in range(12):
+        padding = [0, 99, 5]
+        alone, needed = run([seed, seed, seed, seed], [True] * 4)
+        padded, made = run([seed, *padding], [True, False, False, False])
+        _, others = run([seed, *padding], [True] * 4)
+        assert made == needed
+        more += others != needed
+        for one, other in zip(alone, padded, strict=True):
+            np.testing.assert_array_equal(one[0], other[0])
+        assert (padded[0][1:] == -1).all() and (padded[1][1:] == -np.inf).all()
+    assert more, "padding would have made a step"

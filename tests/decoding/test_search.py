@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.decoding import BeamSearch, Trie, score_all
+from gr_jax.decoding import BeamSearch, Trie, find_best, score_all
 from gr_jax.decoding import _beam as beam_module
 from gr_jax.decoding import _core as core_module
 from gr_jax.decoding import _exact as exact_module
@@ -229,3 +229,61 @@ def test_atomic_docids_in_blocks_with_ties_and_subsets(monkeypatch, score, codes
     np.testing.assert_array_equal([r[r >= 0] for r in part.rows], expected)
     assert result.exact.all() and part.exact.all()
     jax.clear_caches()
+
+
+def test_batches_are_of_like_length_and_no_larger_than_needed(monkeypatch):
+    """Each query gets its own answer, whatever the order; a few long ones pad no others."""
+    rng = np.random.default_rng(0)
+    lengths = [*[1] * 10, *range(2, 14), 100, *[5] * 10, 40]
+    source = np.zeros((len(lengths), 128), np.int32)
+    for row, length in zip(source, rng.permutation(lengths), strict=True):
+        row[:length] = rng.integers(1, 40, length)
+    asked = []
+
+    def run(self, source, *, beam, subset, group):
+        asked.append(source.shape)
+        rows = np.asarray(source).sum(axis=1, keepdims=True).repeat(self.k, axis=1)
+        return rows, rows.astype(np.float32), np.asarray(source).any(axis=1)
+
+    monkeypatch.setattr(BeamSearch, "run", run)
+    search = BeamSearch(weights(), make_map(MIXED), k=3, batch_size=8)
+    found = search.search(source)
+    assert asked == [(8, 16)] * 4 + [(2, 128)]
+    np.testing.assert_array_equal(found.rows, source.sum(axis=1, keepdims=True).repeat(3, axis=1))
+    assert found.exact.all() and found.scores.shape == (len(source), 3)
+
+
+def test_a_corpus_that_changes_is_searched_by_one_program():
+    """As `BeamSearch` takes it: with a document less, another more, and one docid for two."""
+    codes = np.unique(np.random.default_rng(0).integers(0, 5, (60, 3)), axis=0)
+    program = beam_module._program("cpu")
+    before = program._cache_size()
+    for rows in (codes, codes[1:], codes[:-2], np.concatenate([codes, codes[:1]])):
+        docid_map = DocidMap(tuple(map(str, range(len(rows)))), rows, (5, 5, 5))
+        found = BeamSearch(weights(), docid_map, beam=4, k=4).search(sources())
+        assert (found.rows >= 0).all()
+    assert program._cache_size() == before + 1
+
+
+def test_the_oracle_keeps_the_best_of_each_block(monkeypatch):
+    docid_map = make_map([*MIXED, *[(4, a, b) for a in range(4) for b in range(4)]])
+    source = sources(n=3)
+    scores = score_all(weights(), docid_map, source)
+    order = docid_map.sorted_order
+    ranked = order[np.argsort(-scores[:, order], axis=1, kind="stable")]
+    monkeypatch.setattr(exact_module, "_SMALLEST", 4)
+    monkeypatch.setattr(exact_module, "_MEMORY", 1)
+    held = []
+    block = exact_module._score_block
+
+    def watched(*args):
+        held.append(block(*args))
+        return held[-1]
+
+    monkeypatch.setattr(exact_module, "_score_block", watched)
+    for k in (1, 6, 100):
+        found = find_best(weights(), docid_map, source, k=k)
+        np.testing.assert_array_equal(found.rows, ranked[:, :k])
+        best = np.take_along_axis(scores, found.rows, axis=1)
+        np.testing.assert_allclose(found.scores, best, rtol=1e-5, atol=1e-5)
+    assert max(x.shape[1] for x in held) == 4 and found.exact.all()

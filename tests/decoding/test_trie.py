@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.decoding._trie import Ranks, Subset, Trie, bucket
+from gr_jax.decoding._shape import TrieShape, bucket
+from gr_jax.decoding._trie import Ranks, Subset, Trie
 from gr_jax.docids import DocidMap, DocidVocabulary, docid_map_from_tokens
 from gr_jax.errors import UserError
 from tests.decoding.reference_search import (
@@ -280,12 +281,13 @@ def test_a_vocabulary_that_cannot_spell_the_docids_is_refused(docids, vocabulary
 # --- sizes
 
 
-def test_buckets_are_an_eighth_apart():
-    grid = {m << k for m in range(8, 17) for k in range(24)} | set(range(17))
+def test_buckets_are_few_and_near():
+    grid = {m << k for m in range(8, 17) for k in range(9, 24)} | {1 << k for k in range(6, 13)}
     steps = sorted(grid)
-    for n in [*range(300), 1000, 4097, 65_535, 65_536, 65_537, 10_000_000]:
+    for n in [*range(300), 1000, 4096, 4097, 65_535, 65_536, 65_537, 10_000_000]:
         assert bucket(n) == next(s for s in steps if s >= n)
-        assert bucket(n) <= n * 1.125 and bucket(bucket(n)) == bucket(n)
+        assert bucket(bucket(n)) == bucket(n)
+        assert n <= 4096 or bucket(n) <= n * 1.125
 
 
 @settings(max_examples=100)
@@ -323,17 +325,92 @@ def test_buckets_of_a_trie():
         return Trie.from_docid_map(DocidMap(tuple(map(str, range(n))), codes, sizes))
 
     one, other = trie(2000), trie(2010)
-    assert one.shape != other.shape
+    assert one.shape != other.shape and one.bucketed().shape == other.bucketed().shape
     shape = one.bucketed().shape
-    assert shape.docids == shape.documents == 2048 and shape.fan_outs[0] == 20
-    for exact, padded in zip(one.shape.nodes, shape.nodes, strict=True):
-        assert exact <= padded <= exact * 1.125
-    assert all(f <= s for f, s in zip(shape.fan_outs, sizes, strict=True))
-    assert (shape.ends, shape.tail_start) == (one.shape.ends, one.shape.tail_start)
-    assert shape.unique and shape.vocabulary == one.shape.vocabulary
+    assert shape.docids == shape.documents == 2048 and shape.fan_outs == (20, 128, 16)
+    assert all(p == bucket(n) for n, p in zip(one.shape.nodes, shape.nodes, strict=True))
+    assert one.shape.unique and not shape.unique and shape.vocabulary == one.shape.vocabulary
     np.testing.assert_array_equal(one.bucketed().enumerate(), one.enumerate())
-    fitting = other.pad(shape) if shape.holds(other.shape) else other.bucketed()
-    np.testing.assert_array_equal(fitting.enumerate(), other.enumerate())
+    np.testing.assert_array_equal(other.pad(shape).enumerate(), other.enumerate())
+
+
+def random_docids(seed, n, levels=8, size=256):
+    """Docids of four codes up to `levels`, and their map's level sizes."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, size, (n, levels))
+    codes[np.arange(levels) >= rng.integers(4, levels + 1, n)[:, None]] = -1
+    return codes, (size,) * levels
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_twenty_refreshes_have_two_shapes_at_most(seed):
+    """Of one in a hundred documents each; the last levels hold a handful of nodes, or none."""
+    n, churn = 10_000, 100
+    codes, sizes = random_docids(seed, n + 20 * churn)
+    exact, shapes = set(), set()
+    for first in range(0, 20 * churn, churn):
+        part = codes[first : first + n]
+        shape = Trie.from_docid_map(DocidMap(tuple(map(str, range(n))), part, sizes)).shape
+        assert shape.bucketed().holds(shape)
+        exact.add(shape)
+        shapes.add(shape.bucketed())
+    assert len(exact) > 10 and len(shapes) <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"nodes": (4, 6), "branches": (4,), "fan_outs": (4, 2)}, {}),  # the last level has gone
+        ({"tail_start": 2}, {"tail_start": 3}),  # a prefix of a second code has one docid
+        ({"unique": True}, {"unique": False}),
+        ({"docids": 30}, {"docids": 34}),
+        ({"fan_outs": (4, 2, 2)}, {"fan_outs": (4, 9, 16)}),
+        ({"ends": (False, False, True, False, True)}, {"ends": (False, False, True, True, True)}),
+    ],
+)
+def test_a_shape_does_not_change_with_a_document(change, changed):
+    """What one document more or less can change of a trie, the padded trie does not show."""
+    vocabulary = DocidVocabulary((16,) * 5)
+    shape = TrieShape(
+        *(vocabulary, (4, 6, 2), (4, 1), (4, 2, 2), (False, False, False, False, True)),
+        **{"tail_start": 2, "docids": 32, "documents": 32, "unique": True},
+    )
+    one, other = shape._replace(**change), shape._replace(**changed)
+    assert one != other and one.bucketed() == other.bucketed()
+
+
+def test_large_tries_keep_what_a_shared_docid_costs():
+    vocabulary = DocidVocabulary((256,) * 4)
+    sizes = ((256, 60_000, 100_000), (256, 60_000), (256, 256, 99), (False,) * 3 + (True,))
+    many = TrieShape(vocabulary, *sizes, 2, 2_000_000, 2_000_000, True)
+    assert many.bucketed().unique
+    assert not many._replace(documents=2_000_001, unique=False).bucketed().unique
+
+
+def test_atomic_docids_are_as_many_as_codes_or_not():
+    """A search of all codes looks none up, so that no other trie may have its shape."""
+
+    def shape(documents, codes):
+        rows = np.arange(documents)[:, None]
+        names = tuple(map(str, range(documents)))
+        return Trie.from_docid_map(DocidMap(names, rows, (codes,))).shape
+
+    full, almost, few = shape(128, 128), shape(127, 128), shape(70, 200)
+    assert full.bucketed().docids == 128 == full.bucketed().nodes[0]
+    assert almost.bucketed().docids == 256 == almost.bucketed().nodes[0]
+    assert few.bucketed().docids == 128
+    assert not full.holds(almost) and not almost.bucketed().joined(full).holds(full)
+
+
+def test_joined_shapes_hold_both():
+    tries = [
+        Trie.from_docid_map(make_map(docids))
+        for docids in ([(0,), (1, 2, 3)], [(0, 1), (0, 1), (0, 0, 4), (2, 0, 1), (2, 0, 2)])
+    ]
+    joined = tries[0].shape.joined(tries[1].shape)
+    assert joined == tries[1].shape.joined(tries[0].shape)
+    for trie in tries:
+        np.testing.assert_array_equal(trie.pad(joined).enumerate(), trie.enumerate())
 
 
 def test_pad_refuses_what_does_not_fit():
@@ -439,6 +516,20 @@ def test_a_capacity_gives_equal_shapes():
     assert shapes[0] == shapes[1] == shapes[2]
     with pytest.raises(ValueError, match="capacity"):
         trie.subset(np.array([0, 1, 3]), capacity=2)
+
+
+def test_filters_of_any_size_have_few_capacities():
+    n = 10_000
+    codes = np.stack(np.unravel_index(np.arange(n), (100, 100)), axis=1)
+    trie = Trie.from_docid_map(DocidMap(tuple(map(str, range(n))), codes, (100, 100))).bucketed()
+    rows = np.arange(n)
+    shapes = {
+        kept: tuple(x.shape for x in jax.tree.leaves(trie.subset(rows[:kept])))
+        for kept in (*range(13), 256, 257, 900, 3000, 5000, n)
+    }
+    assert len({shapes[kept] for kept in (*range(13), 256)}) == 1
+    assert len(set(shapes.values())) == 4  # 256, 1024, 4096 and all
+    assert trie.subset(rows).select.shape[1] == trie.shape.docids == 10_240
 
 
 @pytest.mark.parametrize(
@@ -552,7 +643,9 @@ def test_a_changed_header_is_refused(tmp_path, old, new):
     refused(tmp_path / "trie", "trie.json")
 
 
-@pytest.mark.parametrize("text", ["", "1", "[]", "null", "{}", '{"format": 2, "checksum": 0}'])
+@pytest.mark.parametrize(
+    "text", ["", "1", "[]", "null", "{}", '{"format": 2, "checksum": 0}', "[" * 100_000]
+)
 def test_another_header_is_refused(tmp_path, text):
     saved(tmp_path / "trie")
     (tmp_path / "trie" / "trie.json").write_text(text)
@@ -563,7 +656,16 @@ def test_the_trie_of_another_map_and_no_trie_are_refused(tmp_path):
     saved(tmp_path / "trie")
     refused(tmp_path / "trie", "fffffff", fingerprint="0" * 64)
     shutil.rmtree(tmp_path / "trie")
-    refused(tmp_path / "trie", "not found")
+    refused(tmp_path / "trie", "there is no trie here; build the trie again")
+
+
+def test_a_trie_that_cannot_be_written_is_one_line(tmp_path):
+    trie = Trie.from_docid_map(make_map(SHARED))
+    (tmp_path / "file").write_text("")
+    for place in (Path("/proc/trie"), Path("/proc/none/trie"), tmp_path / "file" / "trie"):
+        with pytest.raises(UserError, match=r"choose another directory|cannot be written") as error:
+            trie.save(place, "f" * 64)
+        assert "\n" not in str(error.value)
 
 
 _KILLED = """

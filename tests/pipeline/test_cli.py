@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 
 from gr_jax.cli import main
 from gr_jax.docids import DocidMap
+from gr_jax.errors import UserError
 from gr_jax.pipeline import Workspace
 from gr_jax.serving._parameters import SavedParameters
 from tests.conftest import write_beir
@@ -87,7 +89,10 @@ def error_of(capsys, *args: str) -> str:
 
 def test_search_json(model_dir, capsys):
     assert main(["search", "--json", f"--model_dir={model_dir}", "--k=3", "which", "music"]) == 0
-    results = json.loads(capsys.readouterr().out)
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer) == {"exact", "beam", "results"}
+    assert isinstance(answer["exact"], bool) and answer["beam"] == 20
+    results = answer["results"]
     assert [r["rank"] for r in results] == [1, 2, 3]
     assert all(set(r) == {"rank", "doc_id", "title", "score", "docid"} for r in results)
     assert all(re.fullmatch(r"\d+(-\d+)*", r["docid"]) for r in results)
@@ -192,11 +197,19 @@ def test_one_trainer_at_a_time_and_any_readers(model_dir, beir, capsys):
         assert len(json.loads(capsys.readouterr().out)) == 3
 
 
-def test_search_among_some_documents(model_dir, capsys):
+def test_search_among_some_documents(model_dir, capsys, tmp_path):
     only = ["--only=sailing3", "--only=music5"]
     assert main(["search", "--json", f"--model_dir={model_dir}", *only, "which", "soup"]) == 0
-    found = {r["doc_id"] for r in json.loads(capsys.readouterr().out)}
+    found = {r["doc_id"] for r in json.loads(capsys.readouterr().out)["results"]}
     assert found == {"sailing3", "music5"}
+    (tmp_path / "only.txt").write_text("sailing3\n\n music5 \n")
+    only_file = f"--only_file={tmp_path / 'only.txt'}"
+    assert main(["search", "--json", f"--model_dir={model_dir}", only_file, "which"]) == 0
+    again = {r["doc_id"] for r in json.loads(capsys.readouterr().out)["results"]}
+    assert again == found
+    missing = f"--only_file={tmp_path / 'none.txt'}"
+    line = error_of(capsys, "search", f"--model_dir={model_dir}", missing, "soup")
+    assert line.endswith("none.txt: no such file")
     line = error_of(capsys, "search", f"--model_dir={model_dir}", "--only=nowhere", "soup")
     assert line == "error: the document 'nowhere' is not in the index"
 
@@ -206,7 +219,7 @@ def test_search_settings_reach_the_search(model_dir, capsys):
         assert main(["search", "--json", f"--model_dir={model_dir}", *flags, "soup"]) == 0
         captured = capsys.readouterr()
         assert captured.err == ""
-        return [r["score"] for r in json.loads(captured.out)]
+        return [r["score"] for r in json.loads(captured.out)["results"]]
 
     found = [scores("--beam=48", f"--score={score}") for score in ("full", "level")]
     found += [scores("--beam=48", "--score=full", "--precision=int8")]
@@ -214,21 +227,42 @@ def test_search_settings_reach_the_search(model_dir, capsys):
     assert scores("--beam=10", "--score=full", "--certify") == pytest.approx(found[0], abs=1e-4)
 
 
-def test_an_answer_that_cannot_be_certified_is_told(model_dir, capsys, monkeypatch):
+@pytest.mark.parametrize("sure", [True, False])
+def test_whether_an_answer_is_certified_is_told(model_dir, capsys, monkeypatch, sure):
     from gr_jax.decoding import BeamSearch
 
     search = BeamSearch.search
 
-    def never_sure(*args, **settings):
+    def certified(*args, **settings):
         found = search(*args, **settings)
-        return found._replace(exact=found.exact & False)
+        return found._replace(exact=np.full_like(found.exact, sure))
 
-    monkeypatch.setattr(BeamSearch, "search", never_sure)
-    for flags, told in [((), ""), (("--certify",), "not proven exact: a beam of ")]:
-        assert main(["search", f"--model_dir={model_dir}", "--k=2", *flags, "soup"]) == 0
+    monkeypatch.setattr(BeamSearch, "search", certified)
+    told = {True: r"proven exact, with a beam of \d+", False: "not proven exact: a beam of "}[sure]
+    for flags in ((), ("--certify", "--most_beam=30")):
+        asked = ["search", f"--model_dir={model_dir}", "--k=2", *flags, "soup"]
+        assert main(asked) == 0
         captured = capsys.readouterr()
-        assert len(captured.out.splitlines()) == 2
-        assert captured.err.startswith(told) and bool(captured.err) == bool(told)
+        *found, last = captured.out.splitlines()
+        assert len(found) == 2 and re.match(told, last) and captured.err == ""
+        assert sure or ("--most_beam" if flags else "--certify") in last
+        assert main([*asked, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["exact"] is sure
+
+
+def test_the_widest_beam_is_a_setting(model_dir, capsys, monkeypatch):
+    from gr_jax.serving import Index
+
+    seen = []
+
+    def find(self, queries, *, k, config, only):
+        seen.append((config.exact, config.most_beam))
+        raise UserError("enough")
+
+    monkeypatch.setattr(Index, "find", find)
+    for flags in ((), ("--certify", "--most_beam=300")):
+        error_of(capsys, "search", f"--model_dir={model_dir}", *flags, "soup")
+    assert seen == [(False, 1024), (True, 300)]
 
 
 def test_wrong_search_settings_are_one_line(model_dir, beir, tmp_path, capsys):

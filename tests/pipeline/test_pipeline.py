@@ -117,6 +117,22 @@ def test_a_finished_run_is_not_done_again(trained, beir):
     )  # milliseconds included: nothing was measured again
 
 
+def test_a_run_leaves_what_searches_read(trained, monkeypatch):
+    """A search reads neither the docid map nor the corpus."""
+    from gr_jax.decoding import Trie
+    from gr_jax.docids import DocidMap
+    from gr_jax.serving import _corpus
+
+    def refuse(*_, **__):
+        raise AssertionError("read")
+
+    monkeypatch.setattr(DocidMap, "load", refuse)
+    monkeypatch.setattr(Trie, "from_docid_map", refuse)
+    monkeypatch.setattr(_corpus, "read_titles", refuse)
+    (found,) = Index.load(trained[0]).search("which musicmark3 chord", k=1)
+    assert found.doc_id and found.title
+
+
 def test_search_only_returns_documents(trained):
     index = Index.load(trained[0])
     for query in ("which musicmark3 chord", "", "zzz qqq", "ünïcode 漢字", "a " * 500):
@@ -398,7 +414,20 @@ def test_infer(trained, beir, tmp_path):
         log=lines.append,
     )
     assert len((tmp_path / "all.run").read_text().splitlines()) == 3 * (24 + 48)
-    assert "72 queries" in lines[0]
+    assert "72 queries" in lines[0] and "% of the rankings proven exact" in lines[0]
+    proofs = (tmp_path / "all.run.certificates.jsonl").read_text().splitlines()
+    proofs = [json.loads(line) for line in proofs]
+    assert len(proofs) == 72 and all(p["beam"] == 20 for p in proofs)
+    assert {p["query_id"] for p in proofs} >= set(read_run(tmp_path / "all.run"))
+    share = np.mean([p["exact"] for p in proofs])
+    assert f"{share:.1%}" in lines[0]
+    (tmp_path / "only.txt").write_text("music3\nsoup\n")
+    few = {"queries": str(beir / "queries.jsonl"), "run": str(tmp_path / "few.run"), "k": 3}
+    with pytest.raises(UserError, match="'soup' is not in the index"):
+        pipeline.infer(model_dir=str(trained[0]), only_file=str(tmp_path / "only.txt"), **few)
+    (tmp_path / "only.txt").write_text("music3\n")
+    pipeline.infer(model_dir=str(trained[0]), only_file=str(tmp_path / "only.txt"), **few)
+    assert {d for r in read_run(tmp_path / "few.run").values() for d, _ in r} == {"music3"}
     own = {"score": "level", "precision": "bfloat16", "certify": True}
     pipeline.infer(
         model_dir=str(trained[0]),
@@ -406,9 +435,10 @@ def test_infer(trained, beir, tmp_path):
         run=str(tmp_path / "own.run"),
         k=3,
         beam=5,
+        most_beam=40,
         **own,
     )
-    index, config = Index.load(trained[0]), SearchConfig(5, "level", "bfloat16", exact=True)
+    index, config = Index.load(trained[0]), SearchConfig(5, "level", "bfloat16", True, 40)
     asked = [json.loads(line) for line in (beir / "queries.jsonl").read_text().splitlines()]
     ranked = index.rank([record["text"] for record in asked], k=3, config=config)
     found = read_run(tmp_path / "own.run")
