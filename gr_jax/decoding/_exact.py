@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gr_jax.decoding._arguments import checked_source, refuse_infinite
 from gr_jax.decoding._core import SCORES, Score
 from gr_jax.docids import EOS_ID, DocidMap, DocidVocabulary
+from gr_jax.errors import UserError
 from gr_jax.models import (
     CrossCache,
     InferenceWeights,
@@ -170,11 +172,14 @@ def score_all(
 
     Returns:
       float32 natural logarithms [n, documents], documents by row of `docid_map`.
+
+    Raises:
+      UserError: an unknown score, tokens that are none, or scores that are not finite.
     """
     if score not in SCORES:
-        raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
+        raise UserError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
     config = weights.config
-    source = np.asarray(source_tokens, np.int32)
+    source = checked_source(source_tokens, len(weights.encoder.embedding))
     vocab = config.output_vocab_size
     table = _Table(vocab, docid_map, vocabulary or docid_map.vocabulary, score)
     n, documents = len(source), len(docid_map)
@@ -192,4 +197,5 @@ def score_all(
             rows = slice(start, start + size)
             scores = _score_block(weights, table, cross, rows, size)
             out[i : i + _QUERIES, table.order[rows]] = scores[: n - i]
+    refuse_infinite(out, config.dtype)
     return out
