@@ -36,7 +36,9 @@ class SearchResult(NamedTuple):
     Attributes:
       rows: documents, best first, as rows of the `DocidMap` [n, k]; -1 where there are fewer.
       scores: their log-probabilities, natural logarithm [n, k]; -inf where there are fewer.
-      exact: whether the k documents are certainly the best of the whole corpus, in order [n].
+      exact: whether the k documents are certainly the best of the whole corpus, in order, by the
+        sums of this search: in float32 that is but for differences in the last bits; in bfloat16
+        and int8, whose roundings differ with a program's shapes, see docs/decoding.md [n].
       beam: the width of the beam that gave the answer [n].
     """
 

@@ -491,7 +491,9 @@ class _Search:
         if self.levels == 1 and not self.vocabulary.eos:
             pool, dropped, finite = self._atomic(state)
         else:
-            pool, dropped, finite = self._rest(0, state, self._root(), self._nobody(), self.tail_step)
+            pool, dropped, finite = self._rest(
+                0, state, self._root(), self._nobody(), self.tail_step
+            )
         rows, scores = self._documents(pool)
         # "above", not "equal": a tie with something unseen would be decided by docid
         exact = (scores[:, -1] > dropped) | (dropped == -jnp.inf)
@@ -643,9 +645,10 @@ def search_trie(
 
     Returns:
       rows [batch, k], -1 where there is none; log-probabilities [batch, k], descending, -inf where
-      there is none; and whether the k documents are certainly the best of the whole corpus
-      [batch]. A query whose logits are not finite, whose group is not one of the subset's, or whose
-      subset is another trie's has no row, only NaN for scores, and is not certain.
+      there is none; and whether the k documents are certainly the best of the whole corpus, as this
+      program adds up [batch]. A query whose logits are not finite, whose group is not one of the
+      subset's, or whose subset is another trie's has no row, only NaN for scores, and is not
+      certain.
     """
     settings: Any = {"beam": beam, "k": k, "score": score, "ends": ends, "whole": whole}
     search = _Search(trie, model, batch, subset, group, mesh=mesh, **settings)

@@ -186,7 +186,9 @@ class Subset:
         words = -(-trie.shape.docids // 32) + 1
         shared = self.documents is not None
         if self.allowed.words.shape[-1] != words or shared == trie.shape.unique:
-            raise UserError(f"the subset is of a trie with room for another number of docids: {mend}")
+            raise UserError(
+                f"the subset is of a trie with room for another number of docids: {mend}"
+            )
 
     @classmethod
     def stack(cls, subsets: Sequence[Subset]) -> Subset:

@@ -364,7 +364,9 @@ class DocidMap:
         old = self.level_sizes
         sizes = old if level_sizes is None else tuple(int(s) for s in level_sizes)
         if len(sizes) < len(old) or any(map(operator.lt, sizes, old)):
-            raise UserError(f"levels {old} cannot shrink to {sizes}: give level_sizes at least as large")
+            raise UserError(
+                f"levels {old} cannot shrink to {sizes}: give level_sizes at least as large"
+            )
         if self.first_tokens is not None and sizes != old:
             raise UserError(
                 f"levels {old} cannot grow to {sizes} in a map with first_tokens of its own: make "

@@ -337,7 +337,7 @@ def test_the_tokens_stay_whoever_comes_and_goes(tmp_path):
     assert not plain.vocabulary.eos and plain.fingerprint != with_end.fingerprint
     with pytest.raises(UserError, match="docid 0-1 of 'd1' would be a prefix of 0-1-0 of 'new'"):
         plain.extended(["new"], np.array([[0, 1, 0]]), (1, 2, 2))
-    with pytest.raises(UserError, match="docid 0 of 'new' would be a prefix of 0-0 of 'd0'.*eos"):
+    with pytest.raises(UserError, match=r"docid 0 of 'new' would be a prefix of 0-0 of 'd0'.*eos"):
         plain.extended(["new"], np.array([[0, -1]]))
     assert with_end.extended(["new"], np.array([[0, -1]])).vocabulary == with_end.vocabulary
     with pytest.raises(ValueError, match="eos must be True"):
@@ -375,18 +375,18 @@ def test_older_files_have_the_tokens_that_their_codes_give(tmp_path, eos):
 def test_wrong_changes_are_refused():
     docid_map = example()
     codes = np.array([[0, 0], [1, 1]])
-    with pytest.raises(UserError, match="'d1'.*leave it out"):
+    with pytest.raises(UserError, match=r"'d1'.*leave it out"):
         docid_map.extended(["new", "d1"], codes)
     with pytest.raises(UserError, match="'new'"):
         docid_map.extended(["new", "new"], codes)
-    with pytest.raises(UserError, match="larger than its level; .* level_sizes"):
+    with pytest.raises(UserError, match=r"larger than its level; .* level_sizes"):
         docid_map.extended(["new"], np.array([[3, 0]]))
     with pytest.raises(UserError, match="codes"):
         docid_map.extended(["new"], codes)
     for sizes in ((2, 3), (3,), (4, 2)):
         with pytest.raises(UserError, match="shrink"):
             docid_map.extended(["new"], np.array([[0, 0]]), sizes)
-    with pytest.raises(UserError, match="'unknown'.*leave it out"):
+    with pytest.raises(UserError, match=r"'unknown'.*leave it out"):
         docid_map.without(["d1", "unknown"])
     # a name is not a list of letters
     with pytest.raises(UserError, match=r"not 'd1': write \['d1'\]"):

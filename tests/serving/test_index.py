@@ -77,7 +77,7 @@ def test_the_defaults():
         ({"score": "best"}, "score is 'best': choose one of full, level, children"),
         (
             {"precision": "float8"},
-            "precision is 'float8': choose one of float32, bfloat16, float16, int8, or None",
+            "precision is 'float8': choose one of float32, bfloat16, int8, or None",
         ),
     ],
 )
