@@ -148,7 +148,7 @@ def _search_settings(parser: argparse.ArgumentParser, *, beam: int) -> None:
     )
     parser.add_argument(
         "--precision",
-        help="float32, bfloat16, float16 or int8; default: what the model was trained in",
+        help="float32, bfloat16 or int8; default: what the model was trained in",
     )
     parser.add_argument(
         "--certify", action="store_true", help="widen the beam until the answer is proven exact"

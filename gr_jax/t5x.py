@@ -70,6 +70,7 @@ class _Docids:
         order, shared = docid_map.sorted_order, docid_map.shared_levels
         rows = order[shared < len(docid_map.level_sizes)]
         eos = docid_map.vocabulary.eos if eos is None else eos
+        first_tokens = docid_map.first_tokens if first_tokens is None else first_tokens
         try:
             vocabulary = DocidVocabulary(docid_map.level_sizes, eos, first_tokens)
             names = tuple(map(str, range(len(rows))))
@@ -202,8 +203,9 @@ def constrained_beam_search(
       cache_offset: axis of the rows in the cache's entries.
       docids: directory of a saved `DocidMap`.
       eos: whether the model was trained to end docids with the end token, whose probability then
-        counts; None as gr_jax trains: if a docid is a prefix of another.
-      first_tokens: the token of code 0 of each level; None for levels one after another, from 2.
+        counts; None as the map has it.
+      first_tokens: the token of code 0 of each level; None as the map has it: unless it says
+        otherwise, levels one after another, from 2.
       score: over what the probabilities of a step are normalised, as in `BeamSearch`.
 
     Returns:

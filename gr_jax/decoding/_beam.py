@@ -9,13 +9,15 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from gr_jax.decoding._arguments import checked_source, groups_of, refuse_infinite, whole_number
 from gr_jax.decoding._core import SCORES, Ends, Score, beam_widths, search_trie
 from gr_jax.decoding._shape import power_of_two
 from gr_jax.decoding._trie import Subset, Trie
 from gr_jax.docids import DocidMap
+from gr_jax.errors import UserError
 from gr_jax.models import (
     CrossCache,
     InferenceWeights,
@@ -35,7 +37,9 @@ class SearchResult(NamedTuple):
     Attributes:
       rows: documents, best first, as rows of the `DocidMap` [n, k]; -1 where there are fewer.
       scores: their log-probabilities, natural logarithm [n, k]; -inf where there are fewer.
-      exact: whether the k documents are certainly the best of the whole corpus, in order [n].
+      exact: whether the k documents are certainly the best of the whole corpus, in order, by the
+        sums of this search: in float32 that is but for differences in the last bits; in bfloat16
+        and int8, whose roundings differ with a program's shapes, see docs/decoding.md [n].
       beam: the width of the beam that gave the answer [n].
     """
 
@@ -131,6 +135,7 @@ def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
         k: int,
         score: Score,
         ends: Ends,
+        mesh: Mesh | None = None,
     ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
         batch = len(source)
         # gathering each beam's history is fast but on TPUs, where one product under a mask is
@@ -149,9 +154,10 @@ def _program(platform: str) -> Callable[..., tuple[Array, Array, Array]]:
             group=group,
             ends=ends,
             asked=jnp.any(source != 0, axis=1),
+            mesh=mesh,
         )
 
-    return jax.jit(search, static_argnames=("beam", "k", "score", "ends"))
+    return jax.jit(search, static_argnames=("beam", "k", "score", "ends", "mesh"))
 
 
 class BeamSearch:
@@ -195,23 +201,27 @@ class BeamSearch:
         ends: Ends = "all",
         batch_size: int = 32,
     ):
-        if min(beam, k, batch_size) < 1:
-            raise ValueError(f"beam {beam}, k {k} and batch_size {batch_size} must be at least 1")
+        beam, k = whole_number("beam", beam), whole_number("k", k)
+        batch_size = whole_number("batch_size", batch_size)
         if score not in SCORES:
-            raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
+            raise UserError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
         if ends not in get_args(Ends):
-            raise ValueError(f"unknown ends {ends!r}: choose one of {', '.join(get_args(Ends))}")
+            raise UserError(f"unknown ends {ends!r}: choose one of {', '.join(get_args(Ends))}")
         trie = docids if isinstance(docids, Trie) else Trie.from_docid_map(docids).bucketed()
         tokens, known = trie.shape.vocabulary.size, weights.config.output_vocab_size
         if known < tokens:
-            raise ValueError(f"the model has {known} target tokens, the docids {tokens}")
+            raise UserError(
+                f"the model has {known} target tokens, the docids {tokens}: search with the docids "
+                "that it was trained on"
+            )
         self.weights, self.beam, self.k, self.score = weights, beam, k, score
         self.ends, self.batch_size = ends, batch_size
-        self.sharding, everywhere = None, None
+        self.sharding, self._mesh, everywhere = None, None, None
         if isinstance(lies := weights.decoder.norm.sharding, NamedSharding):
             batch_axes = tuple(axis for axis in lies.mesh.axis_names if axis != "model")
             self.sharding = NamedSharding(lies.mesh, PartitionSpec(batch_axes))
             everywhere = NamedSharding(lies.mesh, PartitionSpec())
+            self._mesh = lies.mesh if "model" in lies.mesh.shape else None
         self.trie, self._everywhere = jax.device_put(trie, everywhere), everywhere
 
     def run(
@@ -228,13 +238,21 @@ class BeamSearch:
           source: token ids on the device [batch, source], laid out as `sharding`; 0 is padding.
           beam: another width than the search's own.
           subset: the documents that may be returned; all if None.
-          group: the group of `subset` that each query may see [batch]; the first if None.
+          group: the group of `subset` that each query may see [batch]; with `subset` only, and
+            needed unless it has one.
 
         Returns:
-          The first three fields of `SearchResult`, on the device.
+          The first three fields of `SearchResult`, on the device. What `search` refuses by its
+          values is not seen here: a query whose group is not one of the subset's, whose subset is
+          another trie's or whose scores are not finite has no row, scores of NaN, and is not exact.
+
+        Raises:
+          UserError: a group without a subset, or none for a subset of several.
         """
-        if subset is not None and group is None:
+        if group is None and subset is not None and subset.groups == 1:
             group = jnp.zeros(len(source), jnp.int32)
+        if (group is None) != (subset is None):
+            raise UserError("a subset of several groups and group= come together: give both")
         platform = next(iter(source.devices())).platform
         return _program(platform)(
             self.weights,
@@ -246,6 +264,7 @@ class BeamSearch:
             k=self.k,
             score=self.score,
             ends=self.ends,
+            mesh=self._mesh,
         )
 
     def search(
@@ -268,22 +287,28 @@ class BeamSearch:
           subset: the documents that may be returned (`Trie.subset`); all if None.
           group: for a stack of subsets, which of them each query may see [n].
           exact: ask again, with a beam twice as wide, what is not certainly exact, until it is or
-            the beam would be wider than `most_beam`; `SearchResult.exact` tells which.
+            the beam was as wide as `most_beam`; `SearchResult.exact` tells which.
           most_beam: see `exact`.
 
         Returns:
           Results on the host, in the order of the queries.
+
+        Raises:
+          UserError: tokens or groups that are none, a subset of another trie, or scores that are
+            not finite.
         """
-        source = np.asarray(source_tokens, np.int32)
-        groups = np.zeros(len(source), np.int32) if group is None else np.asarray(group, np.int32)
+        source = checked_source(source_tokens, len(self.weights.encoder.embedding))
+        groups = groups_of(subset, group, self.trie, len(source))
+        most_beam = whole_number("most_beam", most_beam)
         if subset is not None:
             subset = jax.device_put(subset, self._everywhere)
         beam = self.beam
         result = self._ranked(source, beam, subset, groups)
-        while exact and beam * 2 <= most_beam and not result.exact.all():
-            beam *= 2
+        while exact and beam < most_beam and not result.exact.all():
+            beam = min(beam * 2, most_beam)
             open_ = np.flatnonzero(~result.exact)
-            again = self._ranked(source[open_], beam, subset, groups[open_])
+            of_open = None if groups is None else groups[open_]
+            again = self._ranked(source[open_], beam, subset, of_open)
             for old, new in zip(result, again, strict=True):
                 old[open_] = new
         return result
@@ -293,7 +318,7 @@ class BeamSearch:
         source: Int[np.ndarray, "n s"],
         beam: int,
         subset: Subset | None,
-        group: Int[np.ndarray, " n"],
+        group: Int[np.ndarray, " n"] | None,
     ) -> SearchResult:
         n = len(source)
         if not n:
@@ -312,7 +337,7 @@ class BeamSearch:
             padded = np.zeros((size, max(power_of_two(longest), _SHORTEST_SOURCE)), np.int32)
             padded[: len(chosen), :longest] = source[chosen, :longest]
             groups = None
-            if subset is not None:
+            if group is not None:
                 groups = put(np.pad(group[chosen], (0, size - len(chosen))))
             answers.append(self.run(put(padded), beam=beam, subset=subset, group=groups))
         fields = []
@@ -322,7 +347,9 @@ class BeamSearch:
             field = np.empty_like(found)
             field[order] = found
             fields.append(field)
-        return SearchResult(*fields, beam=np.full(n, beam, np.int32))
+        result = SearchResult(*fields, beam=np.full(n, beam, np.int32))
+        refuse_infinite(result.scores, self.weights.config.dtype)
+        return result
 
     def _shard(self, queries: int) -> int:
         """So many queries, or a few more, for every shard to have as many."""

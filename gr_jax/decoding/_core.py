@@ -28,8 +28,10 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from gr_jax.decoding._atomic import rank_atomic
 from gr_jax.decoding._trie import Subset, Trie, TrieShape
 from gr_jax.docids import EOS_ID
 
@@ -39,7 +41,6 @@ Ends = Literal["all", "ranked"]
 
 _MOST_TAIL_ROWS = 1024  # queries x beams x tokens up to which one pass over the tails beats steps
 _FEW_BRANCHING = 0.05  # of all docids: the first level with fewer is where tails begin
-_BLOCKS = 64  # of docids among which the best are found one by one, then merged
 _NARROWED_FROM = 32  # beams from which a step is compiled for narrower widths too
 
 
@@ -116,6 +117,7 @@ class _Pool(NamedTuple):
 class _Result(NamedTuple):
     pool: _Pool
     dropped: Float[Array, " b"]  # best score of a prefix that fell out of the beam
+    finite: Bool[Array, " b"]  # whether all that was scored so far has a log-probability
 
 
 def _take(x: Array, index: Int[Array, "b m"]) -> Array:
@@ -193,10 +195,17 @@ class _Search:
         score: Score,
         ends: Ends,
         whole: bool,
+        mesh: Mesh | None = None,
     ):
         self.trie, self.model, self.batch, self.score = trie, model, batch, score
-        self.beam, self.ends, self.whole = beam, ends, whole
-        self.subset, self.group = subset, group
+        self.beam, self.ends, self.whole, self.mesh = beam, ends, whole, mesh
+        self.subset, self.group, self.legal = subset, None, jnp.ones((batch,), bool)
+        if (subset is None) != (group is None):
+            raise ValueError("a subset and the group of each query come together")
+        if subset is not None and group is not None:
+            # a query with a group that is not there, or one of other documents, gets no answer
+            self.group = jnp.clip(group, 0, subset.groups - 1)
+            self.legal = (group == self.group) & jnp.all(subset.identity == trie.identity)
         self.vocabulary = trie.shape.vocabulary
         self.levels = len(self.vocabulary.level_sizes)
         self.k = min(k, trie.shape.documents)
@@ -315,10 +324,11 @@ class _Search:
         code: Int[Array, "b m k"] | None,
         exists: Bool[Array, "b m k"] | None,
         ends: Bool[Array, "b m"] | None,
-    ) -> tuple[Float[Array, "b m k"] | None, Float[Array, "b m"] | None]:
+    ) -> tuple[Float[Array, "b m k"] | None, Float[Array, "b m"] | None, Bool[Array, "b m"]]:
         """Of each candidate and of ending, normalised as the score says; -inf if invalid.
 
         `code` and `exists` are None after the last level; `ends` is None where nothing may end.
+        Last, which beams have finite logits: one that is not makes their norm so too.
         """
         needs_eos = ends is not None or (self.score == "level" and step > 0)
         level, eos = self._logits(step, hidden, needs_eos and self.vocabulary.eos)
@@ -342,13 +352,13 @@ class _Search:
             down = jnp.where(exists, jnp.minimum(picked - norm[..., None], 0), -jnp.inf)
         if ends is not None and eos is not None:
             end = jnp.where(ends, jnp.minimum(eos - norm, 0), -jnp.inf)
-        return down, end
+        return down, end, jnp.isfinite(norm)
 
     def _step(
         self, step: int, state: Any, live: _Live, result: _Result
     ) -> tuple[Any, _Live | None, _Result]:
         """Decodes one token of every live prefix, and chooses the next ones."""
-        pool, dropped = result
+        pool, dropped, finite = result
         width = live.total.shape[1]
         is_last = not any(self.trie.shape.ends[step:])
         candidates = None if is_last else self._children(step, live)
@@ -366,10 +376,13 @@ class _Search:
             if beams < width:  # a whole beam's may have any form
                 new = jax.tree.map(lambda x: _pad_beams(x, width, 0), new)
             code, exists = (None, None) if candidates is None else (candidates[0], candidates[4])
-            scores = self._log_probabilities(step, hidden, head(code), head(exists), head(ends))
+            *scores, sound = self._log_probabilities(
+                step, hidden, head(code), head(exists), head(ends)
+            )
             return (
-                jax.tree.map(lambda x: _pad_beams(x, width, -jnp.inf), scores),
+                jax.tree.map(lambda x: _pad_beams(x, width, -jnp.inf), tuple(scores)),
                 new,
+                jnp.all(sound | (live.total[:, :beams] == -jnp.inf), axis=1),
             )
 
         if step > self._first_finish():
@@ -378,9 +391,10 @@ class _Search:
             shapes = jax.eval_shape(lambda: run(width))
             branches = [lambda b=b: run(b) if b else _nothing(shapes) for b in buckets]
             chosen = jnp.sum(count > jnp.array(buckets[:-1], jnp.int32))
-            (down, end), new = jax.lax.switch(chosen, branches)
+            (down, end), new, sound = jax.lax.switch(chosen, branches)
         else:
-            (down, end), new = run(width)
+            (down, end), new, sound = run(width)
+        finite &= sound
         if kept:
             state = self.model.keep(state, new, live.parents, step)
 
@@ -394,7 +408,7 @@ class _Search:
                 end, dropped = self._ranked(end, total, dropped)
             pool = pool.add(end, lambda index: _take(live.low, index))
         if total is None or candidates is None:
-            return state, None, _Result(pool, dropped)
+            return state, None, _Result(pool, dropped, finite)
         code, node, low, high, _ = (x.reshape(self.batch, -1) for x in candidates)
         decided = self._decided(step, low, high)
         if decided is not None:
@@ -402,7 +416,7 @@ class _Search:
             pool = pool.add(finished, lambda index: self._only(_take(low, index)))
             total = jnp.where(decided, -jnp.inf, total)
         if step + 1 >= len(self.widths):
-            return state, None, _Result(pool, dropped)
+            return state, None, _Result(pool, dropped, finite)
         # "less", not "not more": a tie with the k-th is decided by docid
         total = jnp.where(total < pool.scores[:, -1:], -jnp.inf, total)
         width = self.widths[step + 1]
@@ -423,7 +437,7 @@ class _Search:
             token=_take(code, index) + int(self.vocabulary.offsets[step]),
             parents=index // (total.shape[1] // live.total.shape[1]),
         )
-        return state, live, _Result(pool, dropped)
+        return state, live, _Result(pool, dropped, finite)
 
     def _ranked(
         self, end: Float[Array, "b m"], total: Float[Array, "b n"], dropped: Float[Array, " b"]
@@ -457,68 +471,64 @@ class _Search:
         hidden, _ = self.model.decode(state, inputs, live.parents, step)
         total = live.total
         norms = self.model.log_norm(hidden) if self.score == "full" else None
+        finite = result.finite
         for i, now in enumerate(range(step, last + 1)):
             one = jax.tree.map(lambda x, i=i: x[:, :, i : i + 1], hidden)
             level, eos = self._logits(now, one, vocabulary.eos)
             norm = _level_norm(level, eos) if norms is None else norms[:, :, i]
+            finite &= jnp.all(jnp.isfinite(norm) | (live.total == -jnp.inf), axis=1)
             if level is not None:
                 code = codes[..., i : i + 1]
                 logit = jnp.take_along_axis(level, code, axis=2, mode="clip")[..., 0]
                 total += jnp.where(now < length, jnp.minimum(logit - norm, 0), 0)
             if eos is not None:
                 total += jnp.where(now == length, jnp.minimum(eos - norm, 0), 0)
-        return _Result(result.pool.add(total, lambda i: _take(live.low, i)), result.dropped)
+        pool = result.pool.add(total, lambda i: _take(live.low, i))
+        return _Result(pool, result.dropped, finite)
 
     def run(self, state: Any, asked: Bool[Array, " b"] | None) -> tuple[Array, Array, Array]:
         """See `search_trie`."""
         if self.levels == 1 and not self.vocabulary.eos:
-            rows, scores = self._documents(self._atomic(state))
-            return rows, scores, jnp.ones((self.batch,), bool)
-        batch = self.batch
-        zeros = jnp.zeros((batch, 1), jnp.int32)
-        # behind the last node stands the number of docids, without padding
-        high = zeros + self.trie.lows[0][-1]
-        total = jnp.zeros((batch, 1))
-        if asked is not None:
-            total = jnp.where(asked[:, None], total, -jnp.inf)
-        live = _Live(total, zeros, zeros, high, zeros, None)
-        pool = _Pool(
-            jnp.full((batch, self.size), -jnp.inf), jnp.zeros((batch, self.size), jnp.int32)
-        )
-        result = _Result(pool, jnp.full((batch,), -jnp.inf))
-        pool, dropped = self._rest(0, state, live, result, self.tail_step)
+            pool, dropped, finite = self._atomic(state)
+        else:
+            root = self._root(asked)
+            pool, dropped, finite = self._rest(0, state, root, self._nobody(), self.tail_step)
         rows, scores = self._documents(pool)
         # "above", not "equal": a tie with something unseen would be decided by docid
-        return rows, scores, (scores[:, -1] > dropped) | (dropped == -jnp.inf)
+        exact = (scores[:, -1] > dropped) | (dropped == -jnp.inf)
+        answered = finite & self.legal
+        rows = jnp.where(answered[:, None], rows, -1)
+        return rows, jnp.where(answered[:, None], scores, jnp.nan), exact & answered
 
-    def _atomic(self, state: Any) -> _Pool:
-        """One step over all docids of one code: no beam, and nothing is dropped.
+    def _root(self, asked: Bool[Array, " b"] | None) -> _Live:
+        """The prefix of no code: dead if no document is allowed, or nothing is asked."""
+        zeros = jnp.zeros((self.batch, 1), jnp.int32)
+        # behind the last node stands the number of docids, without padding
+        high = zeros + self.trie.lows[0][-1]
+        alive = self._before(high) > 0
+        if asked is not None:
+            alive &= asked[:, None]
+        return _Live(jnp.where(alive, 0.0, -jnp.inf), zeros, zeros, high, zeros, None)
 
-        The best are found in blocks of neighbouring docids and merged, so that on a mesh whose
-        `model` axis holds the output layer each device ranks its own.
-        """
-        trie, docids = self.trie, self.trie.shape.docids
-        offset, size = int(self.vocabulary.offsets[0]), self.vocabulary.level_sizes[0]
+    def _nobody(self) -> _Result:
+        """Nothing is finished, nothing dropped."""
+        shape = (self.batch, self.size)
+        pool = _Pool(jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
+        return _Result(pool, jnp.full((self.batch,), -jnp.inf), jnp.ones((self.batch,), bool))
+
+    def _atomic(self, state: Any) -> _Result:
+        """One step over all docids of one code; see `rank_atomic`."""
         hidden, _ = self.model.decode(state, jnp.zeros((self.batch, 1, 1), jnp.int32), None, 0)
-        if self.score == "full":
-            logits = self.model.logits(hidden, 0, None)[:, 0, 0]
-            norm = jax.nn.logsumexp(logits, axis=-1)
-            level = logits[:, offset : offset + size]
-        else:
-            level = self.model.logits(hidden, offset, size)[:, 0, 0]
-            norm = jax.nn.logsumexp(level, axis=-1)
-        # [batch, docids]; where every code is a docid's, docid i has code i
-        picked = level if docids == size else level.at[:, trie.codes[0].astype(jnp.int32)].get()
-        number = jnp.arange(docids, dtype=jnp.int32)
-        exists = number < trie.lows[0][-1]
-        if self.subset is not None and self.group is not None:
-            words = self.subset.allowed.words.at[self.group].get()[:, number >> 5]
-            exists = exists & ((words >> (number & 31).astype(jnp.uint32)) & 1).astype(bool)
-        exists = jnp.broadcast_to(exists, picked.shape)
-        if self.score == "children":
-            norm = jax.nn.logsumexp(picked, axis=-1, where=exists)
-        scores = jnp.where(exists, jnp.minimum(picked - norm[:, None], 0), -jnp.inf)
-        return _Pool(*_best_in_blocks(scores, self.size))
+        scores, docids, finite = rank_atomic(
+            self.trie,
+            self.model.logits(hidden, 0, None)[:, 0, 0],
+            score=self.score,
+            k=self.size,
+            subset=self.subset,
+            group=self.group,
+            mesh=self.mesh,
+        )
+        return self._nobody()._replace(pool=_Pool(scores, docids), finite=finite)
 
     def _rest(
         self, step: int, state: Any, live: _Live, result: _Result, tail_step: int | None
@@ -572,22 +582,6 @@ def rank_documents(
     return jnp.where(valid, documents(index), -1), jnp.where(valid, _take(scores, rank), -jnp.inf)
 
 
-def _best_in_blocks(
-    scores: Float[Array, "b n"], k: int
-) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """`jax.lax.top_k`, in blocks: ties are the lower index's, too."""
-    batch, n = scores.shape
-    if n < _BLOCKS * k:
-        return jax.lax.top_k(scores, k)
-    size = -(-n // _BLOCKS)
-    blocks = jnp.pad(scores, ((0, 0), (0, size * _BLOCKS - n)), constant_values=-jnp.inf)
-    # [batch, n] -> [batch, blocks, size] -> [batch, blocks, k]
-    best, index = jax.lax.top_k(blocks.reshape(batch, _BLOCKS, size), k)
-    index = index + size * jnp.arange(_BLOCKS, dtype=jnp.int32)[:, None]
-    best, place = jax.lax.top_k(best.reshape(batch, -1), k)
-    return best, _take(index.reshape(batch, -1), place)
-
-
 def _level_norm(
     level: Float[Array, "b m size"] | None, eos: Float[Array, "b m"] | None
 ) -> Float[Array, "b m"]:
@@ -608,10 +602,11 @@ def _pad_beams(x: Array, width: int, value: float) -> Array:
 
 def _nothing(shapes: Any) -> Any:
     """What a step gives when nothing is live."""
-    scores, new = shapes
+    scores, new, finite = shapes
     return (
         jax.tree.map(lambda s: jnp.full(s.shape, -jnp.inf, s.dtype), scores),
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), new),
+        jnp.ones(finite.shape, bool),
     )
 
 
@@ -629,6 +624,7 @@ def search_trie(
     ends: Ends = "all",
     whole: bool = False,
     asked: Bool[Array, " b"] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Array]:
     """Ranks the documents of a trie for each query; to be traced by `jax.jit`.
 
@@ -648,18 +644,23 @@ def search_trie(
       whole: only decode whole beams, one token at a time; for a model that cannot do less.
       asked: which queries are none of the batch's padding, for which nothing is found, and no step
         is made; all if None.
+      mesh: whose `model` axis the target vocabulary is split over, and queries over the others;
+        None on a single device.
 
     Returns:
       rows [batch, k], -1 where there is none; log-probabilities [batch, k], descending, -inf where
-      there is none; and whether the k documents are certainly the best of the whole corpus
-      [batch].
+      there is none; and whether the k documents are certainly the best of the whole corpus, as this
+      program adds up [batch]. A query whose logits are not finite, whose group is not one of the
+      subset's, or whose subset is another trie's has no row, only NaN for scores, and is not
+      certain.
     """
     settings: Any = {"beam": beam, "k": k, "score": score, "ends": ends, "whole": whole}
-    search = _Search(trie, model, batch, subset, group, **settings)
+    search = _Search(trie, model, batch, subset, group, mesh=mesh, **settings)
     rows, scores, exact = search.run(state, asked)
     missing = ((0, 0), (0, k - rows.shape[1]))
+    scores = jnp.pad(scores, missing, constant_values=-np.inf)
     return (
         jnp.pad(rows, missing, constant_values=-1),
-        jnp.pad(scores, missing, constant_values=-np.inf),
+        jnp.where(jnp.isnan(scores[:, :1]), jnp.nan, scores),
         exact,
     )

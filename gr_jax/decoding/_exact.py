@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gr_jax.decoding._arguments import checked_source, refuse_infinite
 from gr_jax.decoding._beam import SearchResult
 from gr_jax.decoding._core import SCORES, Score
 from gr_jax.docids import EOS_ID, DocidMap, DocidVocabulary
+from gr_jax.errors import UserError
 from gr_jax.models import (
     CrossCache,
     InferenceWeights,
@@ -166,8 +168,9 @@ def _blocks(
         cross = _encode(weights, np.pad(queries, ((0, batch - len(queries)), (0, 0))))
         for start in range(0, documents, size):
             rows = slice(start, min(start + size, documents))
-            scores = _score_block(weights, table, cross, rows, size)
-            yield slice(i, i + len(queries)), rows, scores[: len(queries)]
+            scores = _score_block(weights, table, cross, rows, size)[: len(queries)]
+            refuse_infinite(scores, config.dtype)
+            yield slice(i, i + len(queries)), rows, scores
 
 
 def score_all(
@@ -192,6 +195,9 @@ def score_all(
 
     Returns:
       float32 natural logarithms [n, documents], documents by row of `docid_map`.
+
+    Raises:
+      UserError: an unknown score, tokens that are none, or scores that are not finite.
     """
     source, table = _prepared(weights, docid_map, source_tokens, score, vocabulary)
     out = np.empty((len(source), len(docid_map)), np.float32)
@@ -223,6 +229,9 @@ def find_best(
 
     Returns:
       `rows` and `scores` [n, min(k, documents)]; `beam` is the number of documents.
+
+    Raises:
+      UserError: as `score_all`.
     """
     source, table = _prepared(weights, docid_map, source_tokens, score, vocabulary)
     n, documents = len(source), len(docid_map)
@@ -253,7 +262,7 @@ def _prepared(
     vocabulary: DocidVocabulary | None,
 ) -> tuple[np.ndarray, _Table]:
     if score not in SCORES:
-        raise ValueError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
+        raise UserError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
     vocab = weights.config.output_vocab_size
     table = _Table(vocab, docid_map, vocabulary or docid_map.vocabulary, score)
-    return np.asarray(source_tokens, np.int32), table
+    return checked_source(source_tokens, len(weights.encoder.embedding)), table

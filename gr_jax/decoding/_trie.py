@@ -18,7 +18,7 @@ from gr_jax.array_files import Expected, load_arrays, save_arrays
 from gr_jax.decoding._shape import TrieShape, few_capacities
 from gr_jax.docids import DocidMap, DocidVocabulary
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @functools.partial(
@@ -74,7 +74,7 @@ class Ranks:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["allowed", "select", "first_document", "documents"],
+    data_fields=["allowed", "select", "first_document", "documents", "identity"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,21 +89,47 @@ class Subset:
         trie's docids are unique.
       documents: as in `Trie`, the kept ones [groups, capacity], -1 in padding; None if the trie's
         docids are unique.
+      identity: as in `Trie`: that of the trie whose documents these are, uint32 [8].
     """
 
     allowed: Ranks
     select: Array
     first_document: Array | None
     documents: Array | None
+    identity: Array
+
+    @property
+    def groups(self) -> int:
+        """Number of choices."""
+        return len(self.select)
+
+    def check(self, trie: Trie) -> None:
+        """Refuses a trie that the documents were not chosen from; on the host.
+
+        Raises:
+          UserError: the trie is of another docid map, or of another capacity.
+        """
+        mend = "choose the documents with the `subset` of the trie that is searched"
+        if not np.array_equal(self.identity, trie.identity):
+            raise UserError(f"the subset is of a trie of another docid map: {mend}")
+        words = -(-trie.shape.docids // 32) + 1
+        shared = self.documents is not None
+        if self.allowed.words.shape[-1] != words or shared == trie.shape.unique:
+            raise UserError(
+                f"the subset is of a trie with room for another number of docids: {mend}"
+            )
 
     @classmethod
     def stack(cls, subsets: Sequence[Subset]) -> Subset:
         """All groups of all subsets (of one trie), in order.
 
         Raises:
-          ValueError: no subsets, or of tries of different shapes.
+          ValueError: no subsets, or of several tries.
         """
-        kinds = {(s.allowed.words.shape[1], s.documents is None) for s in subsets}
+        kinds = {
+            (s.allowed.words.shape[1], s.documents is None, np.asarray(s.identity).tobytes())
+            for s in subsets
+        }
         if len(kinds) != 1:
             raise ValueError("subsets to stack are of one trie, and at least one")
 
@@ -121,6 +147,7 @@ class Subset:
             "select": stacked([s.select for s in subsets], 0),
             "first_document": np.concatenate(first) if first else None,
             "documents": stacked(documents, -1) if documents else None,
+            "identity": subsets[0].identity,
         }
         return cls(allowed=jax.tree.map(_concatenate, *(s.allowed for s in subsets)), **arrays)
 
@@ -141,6 +168,7 @@ def _concatenate(*arrays: Array) -> np.ndarray:
         "first_document",
         "documents",
         "root_children",
+        "identity",
     ],
     meta_fields=["shape"],
 )
@@ -178,6 +206,7 @@ class Trie:
       documents: rows of the `DocidMap`, by docid, then in corpus order, int32 [documents]; -1 in
         padding.
       root_children: number of nodes of level 0, without padding; int32 [].
+      identity: the fingerprint of the `DocidMap`, uint32 [8]: what a `Subset` must be of.
       shape: the static sizes.
     """
 
@@ -190,6 +219,7 @@ class Trie:
     first_document: Array | None
     documents: Array
     root_children: Array
+    identity: Array
     shape: TrieShape
 
     @classmethod
@@ -201,10 +231,8 @@ class Trie:
           vocabulary: the tokens of the codes; None for those of the map.
 
         Raises:
-          ValueError: the map has no document, or the vocabulary cannot spell its docids.
+          ValueError: the vocabulary cannot spell the map's docids.
         """
-        if not len(docid_map):
-            raise ValueError("a trie needs at least one document")
         if vocabulary is None:
             vocabulary = docid_map.vocabulary
         elif vocabulary.level_sizes != docid_map.level_sizes:
@@ -215,6 +243,9 @@ class Trie:
         elif not vocabulary.eos and not docid_map.prefix_free:
             raise ValueError("a docid is a prefix of another: the vocabulary needs an end token")
         vocabulary.check_codes(docid_map.codes)
+        identity = np.frombuffer(bytes.fromhex(docid_map.fingerprint), "<u4").astype(np.uint32)
+        if not len(docid_map):
+            return cls._empty(vocabulary, identity)
         sizes = docid_map.level_sizes
         levels = len(sizes)
 
@@ -286,8 +317,19 @@ class Trie:
             "first_document": first_document,
             "documents": docid_map.sorted_order.astype(np.int32),
             "root_children": np.array(len(codes[0]), np.int32),
+            "identity": identity,
         }
         return cls(**arrays, shape=shape)
+
+    @classmethod
+    def _empty(cls, vocabulary: DocidVocabulary, identity: np.ndarray) -> Self:
+        """The trie of no document: padding for one, since a program needs something to look up."""
+        levels = len(vocabulary.level_sizes)
+        ends = (True, *(False,) * (levels - 1))
+        shape = TrieShape(vocabulary, (1,), (), (1,), ends, levels, 1, 1, unique=True)
+        empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), cls.abstract(shape))
+        arrays: Any = {"documents": empty.documents - 1, "identity": identity}
+        return dataclasses.replace(empty, **arrays)
 
     @classmethod
     def abstract(cls, shape: TrieShape) -> Self:
@@ -312,6 +354,7 @@ class Trie:
             first_document=None if shape.unique else array(np.int32, shape.docids + 1),
             documents=array(np.int32, shape.documents),
             root_children=array(np.int32),
+            identity=array(np.uint32, 8),
             shape=shape,
         )
 
@@ -379,6 +422,7 @@ class Trie:
             "first_document": first_document,
             "documents": grow(self.documents, shape.documents, -1),
             "root_children": self.root_children,
+            "identity": self.identity,
         }
         return Trie(**arrays, shape=shape)
 
@@ -443,7 +487,8 @@ class Trie:
             "first_document": first_document[None] if shared else None,
             "documents": padded(documents[kept], -1, self.shape.documents) if shared else None,
         }
-        return Subset(allowed=jax.tree.map(lambda x: x[None], Ranks.from_mask(mask)), **arrays)
+        allowed = jax.tree.map(lambda x: x[None], Ranks.from_mask(mask))
+        return Subset(allowed=allowed, identity=self.identity, **arrays)
 
     def enumerate(self) -> Int[np.ndarray, "documents levels"]:
         """Every document's codes, by row of the `DocidMap`, -1 after a docid's end."""

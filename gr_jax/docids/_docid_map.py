@@ -128,12 +128,18 @@ class DocidMap:
       codes: int32 [documents, levels]; a shorter docid has -1 after its end.
       level_sizes: number of codes of each level.
       provenance: how the docids were made (method, settings, seed, corpus fingerprint): JSON.
+      eos: as in `DocidVocabulary`; None if only docids that need an end token shall have one. Maps
+        made of this one, and its file, keep what it came to: a trained model knows these tokens,
+        whatever documents come and go.
+      first_tokens: as in `DocidVocabulary`.
     """
 
     doc_ids: tuple[str, ...]
     codes: Int[np.ndarray, "n levels"]
     level_sizes: tuple[int, ...]
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    eos: bool | None = None
+    first_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self):
         codes = self.codes
@@ -146,6 +152,10 @@ class DocidMap:
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "doc_ids", tuple(self.doc_ids))
         object.__setattr__(self, "level_sizes", tuple(int(s) for s in self.level_sizes))
+        if self.first_tokens is not None:
+            object.__setattr__(self, "first_tokens", tuple(int(t) for t in self.first_tokens))
+        if not (self.eos is None or isinstance(self.eos, bool)):
+            raise ValueError(f"eos is {self.eos!r}: True, False or None")
         if codes.shape != (len(self.doc_ids), len(self.level_sizes)):
             raise ValueError(
                 f"codes {codes.shape} for {len(self.doc_ids)} documents and "
@@ -251,8 +261,15 @@ class DocidMap:
 
     @functools.cached_property
     def vocabulary(self) -> DocidVocabulary:
-        """The tokens that spell these docids."""
-        return DocidVocabulary(self.level_sizes, eos=not self.prefix_free)
+        """The tokens that spell these docids.
+
+        Raises:
+          ValueError: a docid is a prefix of another, and `eos` is False.
+        """
+        if self.eos is False and not self.prefix_free:
+            raise ValueError("a docid is a prefix of another: eos must be True")
+        eos = not self.prefix_free if self.eos is None else self.eos
+        return DocidVocabulary(self.level_sizes, eos, self.first_tokens)
 
     @functools.cached_property
     def tokens(self) -> Int[np.ndarray, "n tokens"]:
@@ -266,11 +283,15 @@ class DocidMap:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over documents, codes and level sizes: what a checkpoint was trained for."""
+        """sha256 over documents, codes and vocabulary: what a checkpoint was trained for."""
         digest = hashlib.sha256()
         digest.update(json.dumps([_FORMAT, self.level_sizes, len(self)]).encode())
         digest.update(json.dumps(self.doc_ids).encode())
         digest.update(self.codes.astype("<i4", copy=False))
+        # a vocabulary that the codes alone would give is not named: fingerprints made before
+        # maps had one of their own are those of such maps
+        if self.vocabulary != DocidVocabulary(self.level_sizes, not self.prefix_free):
+            digest.update(json.dumps([self.vocabulary.eos, self.first_tokens]).encode())
         return digest.hexdigest()
 
     def extended(
@@ -279,26 +300,34 @@ class DocidMap:
         codes: Int[np.ndarray, "m levels"],
         level_sizes: Sequence[int] | None = None,
     ) -> DocidMap:
-        """A map with more documents, after those of this one.
+        """A map with more documents, after those of this one, spelled with the same tokens.
 
         Args:
           doc_ids: the new documents.
           codes: their docids, -1 after the end.
-          level_sizes: larger levels, or more of them; None to keep this map's.
+          level_sizes: a larger last level, or more levels behind it, where their tokens come after
+            those that are there; None to keep this map's.
 
         Raises:
-          ValueError: a document is there already, or a docid is wrong.
+          UserError: a document is there already, a docid is wrong or makes an end token necessary
+            that this map does without, or tokens of this map would become others.
         """
-        sizes = self.level_sizes if level_sizes is None else tuple(int(s) for s in level_sizes)
-        kept = sizes[: len(self.level_sizes)]
-        if len(kept) < len(self.level_sizes) or any(map(operator.lt, kept, self.level_sizes)):
-            raise ValueError(f"levels {self.level_sizes} cannot shrink to {sizes}")
-        doc_ids = tuple(doc_ids)
-        added = DocidMap(doc_ids, codes, sizes)  # refuses what is wrong by itself
+        sizes = self._grown_levels(level_sizes)
+        doc_ids = _names(doc_ids, "extended")
+        try:
+            added = DocidMap(doc_ids, codes, sizes)  # refuses what is wrong by itself
+        except ValueError as error:
+            raise UserError(
+                f"documents to add to a docid map: {error}; mend their codes, or name larger "
+                f"level_sizes than {sizes}"
+            ) from error
         known = set(doc_ids).intersection(self.doc_ids)
         if known:
             first = next(d for d in doc_ids if d in known)
-            raise ValueError(f"the document {first!r} has a docid already")
+            raise UserError(
+                f"the document {first!r} to add has a docid already: leave it out, or take it out "
+                "with `without` first"
+            )
         together = np.full((len(self) + len(doc_ids), len(sizes)), -1, np.int32)
         together[: len(self), : len(self.level_sizes)] = self.codes
         together[len(self) :] = added.codes
@@ -310,28 +339,63 @@ class DocidMap:
             _comparable([word[new] for word in _pack(added.codes, sizes)]),
             side="right",
         )
-        return self._changed(
+        changed = self._changed(
             {"extended": len(doc_ids)},
             self.doc_ids + doc_ids,
             together,
             sizes,
             np.insert(order, places, new + len(self)),
         )
+        if not changed.eos and not changed.prefix_free:
+            before = changed.lengths[changed.sorted_order]
+            shared = changed.shared_levels
+            place = int(np.flatnonzero((shared[1:] == before[:-1]) & (before[1:] > shared[1:]))[0])
+            short, long = changed.sorted_order[place : place + 2]
+            raise UserError(
+                f"the docid {changed.docid_string(short)} of {changed.doc_ids[short]!r} would be a "
+                f"prefix of {changed.docid_string(long)} of {changed.doc_ids[long]!r}, and the end "
+                "token that tells them apart is not among this map's tokens: give another docid, "
+                "or make the map anew, with eos=True, and train on it"
+            )
+        return changed
+
+    def _grown_levels(self, level_sizes: Sequence[int] | None) -> tuple[int, ...]:
+        """`level_sizes` of an extension, refused if a token of this map would become another."""
+        old = self.level_sizes
+        sizes = old if level_sizes is None else tuple(int(s) for s in level_sizes)
+        if len(sizes) < len(old) or any(map(operator.lt, sizes, old)):
+            raise UserError(
+                f"levels {old} cannot shrink to {sizes}: give level_sizes at least as large"
+            )
+        if self.first_tokens is not None and sizes != old:
+            raise UserError(
+                f"levels {old} cannot grow to {sizes} in a map with first_tokens of its own: make "
+                "the map anew, and train on it"
+            )
+        for level, (size, before) in enumerate(zip(sizes[: len(old) - 1], old, strict=False)):
+            if size > before:
+                raise UserError(
+                    f"level {level} cannot grow from {before} to {size} codes: the tokens of the "
+                    "levels behind it would become others; give codes within level_sizes "
+                    f"{old}, or make the map anew, and train on it"
+                )
+        return sizes
 
     def without(self, doc_ids: Iterable[str]) -> DocidMap:
-        """A map of the other documents, in the same order and with the same docids.
+        """A map of the other documents, in the same order, with the same docids and tokens.
 
         Raises:
-          ValueError: a document is not there.
+          UserError: a document is not there.
         """
-        doc_ids = tuple(doc_ids)
+        doc_ids = _names(doc_ids, "without")
         removed = set(doc_ids)
         keep = np.fromiter((d not in removed for d in self.doc_ids), bool, len(self))
         rows = np.flatnonzero(keep)
         if len(rows) + len(removed) != len(self):
             unknown = removed.difference(self.doc_ids)
-            raise ValueError(
-                f"the document {next(d for d in doc_ids if d in unknown)!r} has no docid"
+            first = next(d for d in doc_ids if d in unknown)
+            raise UserError(
+                f"the document {first!r} to take out has no docid: leave it out of the list"
             )
         codes = self.codes[rows]
         codes.flags.writeable = False
@@ -353,9 +417,16 @@ class DocidMap:
         level_sizes: tuple[int, ...],
         sorted_order: Int[np.ndarray, " n"],
     ) -> DocidMap:
-        """The map that a change makes of this one, with its order known."""
+        """The map that a change makes of this one, with its tokens, and its order known."""
         changes = [*self.provenance.get("changes", ()), {**change, "of": self.fingerprint}]
-        changed = DocidMap(doc_ids, codes, level_sizes, {**self.provenance, "changes": changes})
+        changed = DocidMap(
+            doc_ids,
+            codes,
+            level_sizes,
+            {**self.provenance, "changes": changes},
+            self.vocabulary.eos,
+            self.first_tokens,
+        )
         sorted_order.flags.writeable = False
         vars(changed)["sorted_order"] = sorted_order  # where cached_property looks
         return changed
@@ -374,6 +445,8 @@ class DocidMap:
                 "fingerprint": self.fingerprint,
                 "documents": len(self),
                 "level_sizes": self.level_sizes,
+                "eos": self.vocabulary.eos,
+                "first_tokens": self.first_tokens,
                 "provenance": dict(self.provenance),
             }
             (temporary / "docid_map.json").write_text(
@@ -395,8 +468,11 @@ class DocidMap:
                 codes=np.load(directory / "codes.npy", allow_pickle=False),
                 level_sizes=tuple(header["level_sizes"]),
                 provenance=header["provenance"],
+                # older files have neither: their maps had the tokens that codes alone give
+                eos=header.get("eos"),
+                first_tokens=header.get("first_tokens"),
             )
-            fingerprint = str(header["fingerprint"])
+            recorded, fingerprint = str(header["fingerprint"]), docid_map.fingerprint
         except FileNotFoundError as error:
             raise UserError(
                 f"{error.filename}: not found; it is part of a docid map written by gr-jax"
@@ -405,12 +481,19 @@ class DocidMap:
             raise UserError(f"{directory / 'codes.npy'}: damaged header") from error
         except (ValueError, TypeError, KeyError, EOFError, OSError) as error:
             raise UserError(f"{directory}: the docid map is damaged ({error})") from error
-        if docid_map.fingerprint != fingerprint:
+        if fingerprint != recorded:
             raise UserError(
                 f"{directory}: the docid map does not match its fingerprint "
-                f"{fingerprint[:12]}; make it again or restore it from a copy"
+                f"{recorded[:12]}; make it again or restore it from a copy"
             )
         return docid_map
+
+
+def _names(doc_ids: Iterable[str], what: str) -> tuple[str, ...]:
+    """Documents as a tuple; one document's name is not taken for the names of its letters."""
+    if isinstance(doc_ids, str):
+        raise UserError(f"{what} takes a list of documents, not {doc_ids!r}: write [{doc_ids!r}]")
+    return tuple(doc_ids)
 
 
 def _is_frozen(codes: Any) -> bool:

@@ -13,7 +13,7 @@ from gr_jax.models._variants import VARIANTS
 
 _ACTIVATIONS = ("gelu", "linear", "relu", "silu", "swish", "tanh", "sigmoid")
 _REMATS = ("none", "minimal", "full")
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gr_jax.models._config import T5Config
 from gr_jax.models._layers import MASKED, RMS_EPSILON, activation, relative_position_bucket
 
-Precision = Literal["float32", "bfloat16", "float16", "int8"]
+Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 

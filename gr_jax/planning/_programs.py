@@ -249,6 +249,7 @@ class Search:
             k=self.beam,
             score=self.score,
             ends="all",
+            mesh=partitioner.mesh,
         )
         return lowered, list(partitioner.mesh.devices.flat)
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import get_args
 
 from gr_jax.decoding import Score
+from gr_jax.decoding._arguments import whole_number
 from gr_jax.errors import UserError
 from gr_jax.models import PRECISIONS, Precision
 
@@ -35,9 +36,7 @@ class SearchConfig:
 
     def __post_init__(self):
         for name in ("beam", "most_beam"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} is {value!r}: a whole number of at least 1 is needed")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         scores = get_args(Score)
         if self.score not in scores:
             raise UserError(f"score is {self.score!r}: choose one of {', '.join(scores)}")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gr_jax.decoding import Subset, Trie
 from gr_jax.decoding import _core as core_module
 from gr_jax.decoding._core import SCORES, search_trie
-from gr_jax.docids import DocidVocabulary
+from gr_jax.docids import DocidMap, DocidVocabulary
 from tests.decoding.reference_search import (
     CODES,
     FULL,
@@ -144,8 +144,7 @@ def subset_search(trie, seeds, subset, group, *, beam, k, score):
 def test_a_subset_is_searched_like_a_trie_of_its_own(score, prefix_free, data):
     docids = data.draw(docid_lists(prefix_free))
     docid_map = make_map(docids)
-    vocabulary = docid_map.vocabulary
-    shape = roomy_shape(vocabulary)
+    shape = roomy_shape(docid_map.vocabulary)
     trie = Trie.from_docid_map(docid_map).pad(shape)
     flags = st.lists(st.booleans(), min_size=len(docids), max_size=len(docids))
     masks = [np.array(data.draw(flags)) for _ in range(2)] + [np.zeros(len(docids), bool)]
@@ -155,16 +154,38 @@ def test_a_subset_is_searched_like_a_trie_of_its_own(score, prefix_free, data):
         trie, seeds, subset, np.array([0, 1, 2], np.int32), beam=2, k=K, score=score
     )
     assert (np.asarray(rows[2]) == -1).all() and exact[2], "an empty subset has no answer"
-    for q, mask in enumerate(masks[:2]):
-        if not mask.any():
-            continue
+    for q, mask in enumerate(masks):
         kept = np.flatnonzero(mask)
-        part = Trie.from_docid_map(make_map([docids[i] for i in kept]), vocabulary).pad(shape)
+        # what is taken out may have been the only docid that another one extends, or all there was
+        part = docid_map.without(f"d{i}" for i in np.flatnonzero(~mask))
+        part = Trie.from_docid_map(part).pad(shape)
         own = hash_search(part, seeds[q : q + 1], np.float32(8), beam=2, k=K, score=score)
         expected = [kept[r] if r >= 0 else -1 for r in own[0][0].tolist()]
         assert rows[q].tolist() == expected
         np.testing.assert_allclose(scores[q], own[1][0], rtol=1e-6)
         assert exact[q] == own[2][0]
+
+
+def test_a_group_that_is_not_there_and_a_foreign_subset_give_nothing():
+    """In the compiled program too, where nothing can be raised: a filter must not fail open."""
+    docids = [(a, b) for a in range(3) for b in range(3)]
+    vocabulary = make_map(docids).vocabulary
+    trie, foreign = (
+        Trie.from_docid_map(make_map(d)).pad(roomy_shape(vocabulary))
+        for d in (docids, docids[::-1])
+    )
+    seeds = np.arange(3, dtype=np.uint32)
+
+    def answer(of, group):
+        subset = Subset.stack([of.subset(np.arange(i, i + 3), capacity=MOST) for i in (0, 3, 6)])
+        group = np.array(group, np.int32)
+        return subset_search(trie, seeds, subset, group, beam=2, k=K, score="full")
+
+    rows, scores, exact = answer(trie, [0, 7, -5])
+    assert sorted(rows[0].tolist()) == [-1] * (K - 3) + [0, 1, 2]
+    assert (rows[1:] == -1).all() and np.isnan(scores[1:]).all() and not exact[1:].any()
+    rows, scores, exact = answer(foreign, [0, 1, 2])
+    assert (rows == -1).all() and np.isnan(scores).all() and not exact.any()
 
 
 @settings(max_examples=60)
@@ -219,6 +240,35 @@ def test_extreme_logits_stay_finite():
         rows, scores, _, _ = search(docids, 3, 1e4, beam=2, score=score)
         check_valid(rows, scores, docids, K, complete=False)
         assert len(rows[rows >= 0]) >= 2
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_logits_that_are_not_finite_give_nothing_and_no_certificate(scale):
+    docids = [(0,), (0, 1), (1, 2), (1, 3), (2,), (2, 2, 2)]
+    for score in SCORES:
+        rows, scores, exact, _ = search(docids, 3, scale, beam=2, score=score)
+        assert (rows == -1).all() and np.isnan(scores).all() and not exact
+    # and when all that is left goes through the model in one pass
+    trie = Trie.from_docid_map(make_map(docids)).pad(roomy_shape(make_map(docids).vocabulary))
+    seeds = np.arange(3, dtype=np.uint32)
+    rows, scores, exact = shortcut_search(trie, seeds, np.float32(scale), beam=9, k=3, score="full")
+    assert (rows == -1).all() and np.isnan(scores).all() and not exact.any()
+
+
+def test_an_empty_corpus_has_an_empty_answer():
+    """As it is, in the arrays of a larger one, and behind a beam or one step."""
+    docid_map = make_map([(0, 1), (0,)])
+    nobody = docid_map.without(docid_map.doc_ids)
+    empty = Trie.from_docid_map(nobody)
+    atomic = Trie.from_docid_map(DocidMap((), np.zeros((0, 1)), (CODES,)))
+    assert empty.document_count == 0 and empty.enumerate().shape == (0, LEVELS)
+    for trie in (empty, empty.bucketed(), empty.pad(roomy_shape(docid_map.vocabulary)), atomic):
+        rows, scores, exact = hash_search(
+            trie, np.zeros(1, np.uint32), np.float32(8), beam=2, k=K, score="children"
+        )
+        assert (rows == -1).all() and (scores == -np.inf).all() and exact.all()
+    subset = empty.subset(np.zeros(0, bool))
+    assert subset.groups == 1 and not np.asarray(subset.allowed.words).any()
 
 
 def test_exact_shapes_give_what_padded_shapes_give():

@@ -1,5 +1,6 @@
 """The search on meshes of eight devices against the search on one."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -12,7 +13,7 @@ import pytest
 from gr_jax.decoding import BeamSearch, Subset, Trie
 from gr_jax.decoding import _beam as beam_module
 from gr_jax.decoding._core import SCORES
-from gr_jax.docids import docid_map_from_tokens
+from gr_jax.docids import DocidMap, docid_map_from_tokens
 from gr_jax.models import Precision, T5Config, init_parameters, prepare_inference
 from gr_jax.training import Partitioner, make_mesh
 
@@ -187,6 +188,37 @@ def test_atomic_docids_over_a_sharded_head(model_axis, score):
     assert found.exact.all() and (np.sort(found.rows, axis=1) == np.arange(documents)).all()
     np.testing.assert_array_equal(one.rows, found.rows)
     np.testing.assert_allclose(one.scores, found.scores, rtol=1e-5, atol=1e-5)
+
+
+def test_devices_rank_their_own_atomic_docids(monkeypatch):
+    """Only each device's best go to the others, and the output layer is not even copied."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+    k, shards, documents = 2, 4, 4 * 64 * 3
+    config = dataclasses.replace(CONFIG, target_vocab_size=documents + 8)
+    parameters = init_parameters(config, jax.random.key(1))
+    one = prepare_inference(config, parameters)
+    partitioner = Partitioner(make_mesh(shards))
+    many = prepare_inference(config, jax.device_put(parameters, partitioner.parameters(config)))
+    table = np.random.default_rng(0).permutation(documents)[: documents - 7]  # with holes
+    atomic = DocidMap(tuple(map(str, table)), table[:, None], (documents,))
+    settings: Any = {"beam": 1, "k": k, "score": "children", "ends": "all"}
+    answers = []
+    for search in (BeamSearch(w, atomic, beam=1, k=k) for w in (one, many)):
+        source = jax.device_put(np.pad(sources(), ((0, 0), (0, 4))), search.sharding)
+        arguments = (search.weights, search.trie, source, None, None)
+        program: Any = beam_module._program.__wrapped__("cpu")
+        compiled = program.lower(*arguments, **settings, mesh=search._mesh).compile()
+        answers.append([*map(np.asarray, compiled(*arguments)), compiled.as_text()])
+    (rows, scores, exact, alone), (rows_of_mesh, scores_of_mesh, _, text) = answers
+    np.testing.assert_array_equal(rows, rows_of_mesh)
+    np.testing.assert_allclose(scores, scores_of_mesh, rtol=1e-5, atol=1e-5)
+    assert exact.all() and (rows >= 0).all()
+    gathered = re.findall(r"= \(?\w+\[([\d,]*)\]\S* .*?all-gather(?:-start)?\(", text)
+    sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathered]
+    assert max(sizes, default=0) <= len(rows) * k * shards
+    width = config.emb_dim
+    copies = rf"= f32\[({documents}|{documents - 7}),{width}\]"
+    assert not re.search(copies, alone), "a part of the output layer is copied"
 
 
 def test_no_transfer_between_devices_in_a_search():

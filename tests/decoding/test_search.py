@@ -1,6 +1,8 @@
 """Beam search with a T5 against the oracle, and the oracle against teacher forcing."""
 
+import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -9,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.decoding import BeamSearch, Trie, find_best, score_all
+from gr_jax.decoding import BeamSearch, SearchResult, Subset, Trie, find_best, score_all
+from gr_jax.decoding import _atomic as atomic_module
 from gr_jax.decoding import _beam as beam_module
-from gr_jax.decoding import _core as core_module
 from gr_jax.decoding import _exact as exact_module
 from gr_jax.decoding._core import SCORES
 from gr_jax.docids import DocidMap, docid_map_from_tokens
+from gr_jax.errors import UserError
 from gr_jax.models import T5Config, decode_train, init_parameters, prepare_inference
 from tests.decoding.reference_search import (
     MOST,
@@ -196,21 +199,138 @@ def test_atomic_docids_and_the_users_mistakes():
     result = BeamSearch(weights(), docid_map, beam=1, k=40).search(sources())
     np.testing.assert_array_equal(result.rows[:, :30], np.argsort(-oracle, axis=1, kind="stable"))
     assert (result.rows[:, 30:] == -1).all() and result.exact.all()
-    with pytest.raises(ValueError, match="target tokens"):
-        BeamSearch(weights(), docid_map_from_tokens(["a"], [[40]]))
-    with pytest.raises(ValueError, match="at least 1"):
-        BeamSearch(weights(), docid_map, beam=0)
-    with pytest.raises(ValueError, match="unknown score"):
-        BeamSearch(weights(), docid_map, score="best")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="unknown score"):
-        score_all(weights(), docid_map, sources(), "best")  # pyright: ignore[reportArgumentType]
+    diverged = jax.tree.map(lambda x: x * np.nan, weights())
+    with pytest.raises(
+        UserError, match="not finite for 2 of 2 queries: the checkpoint has diverged"
+    ):
+        BeamSearch(diverged, docid_map, beam=1, k=40).search(sources())
+    with pytest.raises(UserError, match="not finite"):
+        score_all(diverged, docid_map, sources())
+
+
+def test_mistakes_are_one_line():
+    docid_map = make_map(MIXED)
+    search: Any = padded_search(docid_map, beam=np.int64(3), k=K)
+    assert search.beam == 3 and type(search.beam) is int
+    cases: list[tuple[str, Any]] = [
+        ("target tokens", lambda: BeamSearch(weights(), docid_map_from_tokens(["a"], [[40]]))),
+        ("unknown score", lambda: padded_search(docid_map, score="best")),
+        ("unknown score", lambda: score_all(weights(), docid_map, sources(), "best")),  # pyright: ignore
+        ("unknown ends", lambda: padded_search(docid_map, ends="best")),
+        *(
+            (f"{name} is {value!r}: a whole number of at least 1", lambda n=name, v=value:
+             padded_search(docid_map, **{n: v}))
+            for name in ("beam", "k", "batch_size")
+            for value in (0, True, 2.0, 2.5, "2", None)
+        ),
+        ("put a single query into a list", lambda: search.search(sources()[0])),
+        ("whole numbers", lambda: search.search(sources() + 0.5)),
+        ("token 40 is not one of the model's 40", lambda: search.search([[40, 1]])),
+        ("token -5 is not one of the model's 40", lambda: search.search([[-5, 1]])),
+        ("token 40", lambda: score_all(weights(), docid_map, np.array([[40]]))),
+        ("most_beam is 2.0", lambda: search.search(sources(), most_beam=2.0)),
+    ]  # fmt: skip
+    for message, mistake in cases:
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            mistake()
+        assert "\n" not in str(caught.value)
+
+
+def test_groups_and_subsets_that_are_none_of_the_tries_are_refused():
+    search = padded_search(make_map(MIXED), beam=3, k=K)
+    one = search.trie.subset(np.arange(3))
+    two = Subset.stack([one, search.trie.subset(np.arange(3, 6))])
+    foreign = padded_search(make_map(MIXED[::-1]), beam=3, k=K).trie.subset(np.arange(3))
+    cases: list[tuple[Any, Any, str]] = [
+        (None, [0, 1], "there is none: give subset="),
+        (two, None, "2 groups: give each query's with group="),
+        (two, [0, 7], "group 7 is not one of the subset's, 0 to 1"),
+        (two, [0, -5], "group -5 is not one"),
+        (two, [0.0, 1.0], "a whole number for each of 2 queries"),
+        (two, [True, False], "a whole number for each of 2 queries"),
+        (two, [0], "a whole number for each of 2 queries"),
+        (two, [[0, 1]], "a whole number for each of 2 queries"),
+        (foreign, None, "of another docid map"),
+        (Trie.from_docid_map(make_map(MIXED)).subset(np.arange(3)), None, "room for another"),
+    ]
+    for subset, group, message in cases:
+        with pytest.raises(UserError, match=re.escape(message)):
+            search.search(sources(), subset=subset, group=group)
+    on_device = jax.device_put(np.pad(sources(), ((0, 0), (0, 7))).astype(np.int32))
+    for subset, group in ((None, np.zeros(2, np.int32)), (two, None)):
+        with pytest.raises(UserError, match="give both"):
+            search.run(on_device, subset=subset, group=group)  # pyright: ignore[reportArgumentType]
+
+
+def test_one_query_that_is_not_finite_is_seen():
+    """The others' answers stay what they are; a search refuses to answer at all."""
+    search = padded_search(make_map(MIXED), beam=3, k=K)
+    source = np.ones((2, 16), np.int32)
+    source[1, 3] = 39
+    whole = search.run(jax.device_put(source))
+    embedding = weights().encoder.embedding.at[39].set(np.nan)
+    search.weights = dataclasses.replace(
+        weights(), encoder=weights().encoder._replace(embedding=embedding)
+    )
+    rows, scores, exact = search.run(jax.device_put(source))
+    np.testing.assert_array_equal(rows[0], whole[0][0])
+    np.testing.assert_array_equal(scores[0], whole[1][0])
+    assert (rows[1] == -1).all() and np.isnan(scores[1]).all() and not exact[1]
+    with pytest.raises(UserError, match="not finite for 1 of 2 queries"):
+        search.search(source, exact=True)
+
+
+def test_the_last_beam_is_the_widest_that_is_allowed(monkeypatch):
+    search = padded_search(make_map(MIXED), beam=3, k=1)
+    beams: list[int] = []
+
+    def open_(source, beam, subset, group):
+        beams.append(beam)
+        rows = np.zeros((len(source), 1), np.int32)
+        exact = np.zeros(len(source), bool)
+        return SearchResult(rows, rows.astype(np.float32), exact, np.full(len(source), beam))
+
+    monkeypatch.setattr(search, "_ranked", open_)
+    for most, expected in ((2, [3]), (3, [3]), (5, [3, 5]), (12, [3, 6, 12]), (13, [3, 6, 12, 13])):
+        beams.clear()
+        result = search.search(sources(), exact=True, most_beam=most)
+        assert beams == expected and (result.beam == expected[-1]).all()
+
+
+def test_the_form_for_tpus_answers_as_the_one_for_cpus():
+    """One product over all slots under a mask, in the place of gathered histories."""
+    search = padded_search(make_map(MIXED), beam=3, k=K)
+    source = jax.device_put(np.pad(sources(), ((0, 0), (0, 7))).astype(np.int32))
+    programs = (beam_module._program(platform) for platform in ("cpu", "tpu"))
+    cpu, tpu = (
+        program(
+            search.weights, search.trie, source, None, None, beam=3, k=K, score="full", ends="all"
+        )
+        for program in programs
+    )
+    np.testing.assert_array_equal(cpu[0], tpu[0])
+    assert (np.asarray(cpu[0]) >= 0).any(axis=1).all()
+    np.testing.assert_allclose(cpu[1], tpu[1], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(cpu[2], tpu[2])
+
+
+def test_atomic_docids_with_holes_in_a_larger_trie():
+    """As many places as codes, and yet a code without a document."""
+    table = np.delete(np.arange(18), 5)
+    docid_map = DocidMap(tuple(f"d{i}" for i in table), table[:, None], (18,))
+    trie = Trie.from_docid_map(docid_map).bucketed()
+    assert trie.shape.docids == 18
+    found = BeamSearch(weights(), trie, beam=1, k=17).search(sources())
+    oracle = score_all(weights(), docid_map, sources())
+    np.testing.assert_array_equal(found.rows, np.argsort(-oracle, axis=1, kind="stable"))
+    np.testing.assert_allclose(found.scores, -np.sort(-oracle, axis=1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("codes", [VOCAB - 2, 17])
 def test_atomic_docids_in_blocks_with_ties_and_subsets(monkeypatch, score, codes):
     """Shared docids, codes without a document, blocks that do not divide; also of a subset."""
-    monkeypatch.setattr(core_module, "_BLOCKS", 4)
+    monkeypatch.setattr(atomic_module, "_BLOCKS", 4)
     jax.clear_caches()  # the blocks are no argument of the compiled program
     rng = np.random.default_rng(codes)
     table = np.concatenate([rng.permutation(VOCAB - 2)[:codes], [3, 3]])
@@ -287,3 +407,18 @@ def test_the_oracle_keeps_the_best_of_each_block(monkeypatch):
         best = np.take_along_axis(scores, found.rows, axis=1)
         np.testing.assert_allclose(found.scores, best, rtol=1e-5, atol=1e-5)
     assert max(x.shape[1] for x in held) == 4 and found.exact.all()
+
+
+def test_a_certificate_in_bfloat16_holds_but_for_rounding():
+    """Its own sums are certified; the oracle's differ by what another program's roundings do."""
+    tolerance = 0.05  # nats; the largest distance here is .016
+    low = prepare_inference(CONFIG, params(), "bfloat16")
+    docid_map, source = make_map(MIXED), sources(n=16)
+    found = BeamSearch(low, docid_map, beam=3, k=3).search(source)
+    oracle = score_all(low, docid_map, source)
+    scores = np.take_along_axis(oracle, found.rows, axis=1)
+    np.testing.assert_allclose(found.scores, scores, rtol=0, atol=tolerance)
+    third = np.sort(oracle, axis=1)[:, -3]
+    assert found.exact.any() and not found.exact.all()
+    # whatever was missed scores less than the third by the search's own sums
+    assert (third - scores.min(axis=1))[found.exact].max() <= 2 * tolerance

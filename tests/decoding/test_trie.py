@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gr_jax.decoding._shape import TrieShape, bucket
@@ -249,8 +249,9 @@ def test_one_document_and_none():
         trie = Trie.from_docid_map(make_map([docid]))
         assert trie.shape.nodes == (1,) and trie.shape.tail_start == tail_start
         assert trie.enumerate().tolist() == [[*docid, *[-1] * (LEVELS - len(docid))]]
-    with pytest.raises(ValueError, match="at least one document"):
-        Trie.from_docid_map(DocidMap((), np.zeros((0, 2), np.int32), (4, 4)))
+    empty = Trie.from_docid_map(DocidMap((), np.zeros((0, 2), np.int32), (4, 4)))
+    assert (empty.docid_count, empty.document_count, empty.shape.docids) == (0, 0, 1)
+    assert empty.enumerate().shape == (0, 2) and empty.documents.tolist() == [-1]
 
 
 def test_a_vocabulary_of_its_own():
@@ -545,12 +546,28 @@ def test_subsets_of_other_documents_are_refused(keep):
 
 
 def test_only_subsets_of_one_trie_are_stacked():
-    one, other = (
-        Trie.from_docid_map(make_map(d)).subset(np.array([0])) for d in ([(1,)], [(1,), (1,)])
+    one, other, like_one = (
+        Trie.from_docid_map(make_map(d)).subset(np.array([0]))
+        for d in ([(1,)], [(1,), (1,)], [(2,)])
     )
-    for subsets in ([], [one, other]):
+    for subsets in ([], [one, other], [one, like_one]):
         with pytest.raises(ValueError, match="one trie"):
             Subset.stack(subsets)
+
+
+def test_a_subset_knows_its_trie():
+    docids = [(0, 1), (0, 2), (3, 4)]
+    trie = Trie.from_docid_map(make_map(docids))
+    subset = trie.subset(np.array([0]))
+    subset.check(Trie.from_docid_map(make_map(docids)))  # of the same map
+    for others in (docids[::-1], docids[:2], [*docids[:2], (3, 5)]):
+        with pytest.raises(UserError, match="of another docid map: choose"):
+            subset.check(Trie.from_docid_map(make_map(others)))
+    renamed = dataclasses.replace(make_map(docids), doc_ids=("d0", "d1", "new"))
+    with pytest.raises(UserError, match="of another docid map"):
+        subset.check(Trie.from_docid_map(renamed))
+    with pytest.raises(UserError, match="room for another number"):
+        subset.check(trie.pad(roomy_shape(trie.shape.vocabulary)))
 
 
 # --- files
@@ -624,8 +641,8 @@ def test_each_file_changed_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('"format": 2', '"format": 1'),
-        ('"format": 2', '"format": "2"'),
+        ('"format": 3', '"format": 2'),
+        ('"format": 3', '"format": "3"'),
         ('"format"', '"formal"'),
         ('"tail_start"', '"tail_end"'),
         ('"docids": 5', '"docids": 6'),
@@ -644,7 +661,7 @@ def test_a_changed_header_is_refused(tmp_path, old, new):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "[]", "null", "{}", '{"format": 2, "checksum": 0}', "[" * 100_000]
+    "text", ["", "1", "[]", "null", "{}", '{"format": 3, "checksum": 0}', "[" * 100_000]
 )
 def test_another_header_is_refused(tmp_path, text):
     saved(tmp_path / "trie")
@@ -702,7 +719,7 @@ def test_a_killed_save_leaves_the_old_trie(tmp_path):
 def test_the_header_can_be_read_by_people(tmp_path):
     saved(tmp_path / "trie")
     header = json.loads((tmp_path / "trie" / "trie.json").read_text())
-    assert header["fingerprint"] == "f" * 64 and header["format"] == 2
+    assert header["fingerprint"] == "f" * 64 and header["format"] == 3
     assert header["shape"]["docids"] == 5 and header["shape"]["documents"] == 6
     assert header["shape"]["vocabulary"]["level_sizes"] == list(LEVEL_SIZES)
 
@@ -713,13 +730,22 @@ def test_the_header_can_be_read_by_people(tmp_path):
 @settings(max_examples=150)
 @given(docid_lists(), docid_lists(), st.data())
 def test_tries_of_changed_maps_are_those_of_new_maps(docids, more, data):
+    eos = make_map(docids).vocabulary.eos
+    assume(eos or make_map(docids + more).prefix_free)
     one = make_map(docids).extended([f"e{i}" for i in range(len(more))], make_map(more).codes)
-    same_tries(Trie.from_docid_map(one), Trie.from_docid_map(make_map(docids + more)))
+
+    def same(map_, docids):
+        vocabulary = dataclasses.replace(map_.vocabulary, eos=eos)
+        new = Trie.from_docid_map(make_map(docids), vocabulary)
+        changed = Trie.from_docid_map(map_)
+        assert changed.shape == new.shape
+        same_tries(dataclasses.replace(changed, identity=new.identity), new)
+
+    same(one, docids + more)
     keep = data.draw(st.lists(st.booleans(), min_size=len(one), max_size=len(one)))
     if any(keep):
         less = one.without(d for d, k in zip(one.doc_ids, keep, strict=True) if not k)
-        left = [d for d, k in zip(docids + more, keep, strict=True) if k]
-        same_tries(Trie.from_docid_map(less), Trie.from_docid_map(make_map(left)))
+        same(less, [d for d, k in zip(docids + more, keep, strict=True) if k])
 
 
 # --- size

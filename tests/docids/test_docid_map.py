@@ -284,25 +284,33 @@ FINGERPRINT = "7d356ad5ec3b617d6c6d4d588c3ed7611f76ccb93a6d2be8cc25d3da3468401b"
 @quick
 @given(wide_maps(), wide_maps(prefix="e"), st.data())
 def test_changed_maps_are_what_new_maps_would_be(one, two, data):
-    both = one.extended(two.doc_ids, two.codes)
     codes = np.concatenate([one.codes, two.codes])
     doc_ids = one.doc_ids + two.doc_ids
+    eos = one.vocabulary.eos
+    if not eos and not DocidMap(doc_ids, codes, WIDE).prefix_free:
+        with pytest.raises(UserError, match="would be a prefix of"):
+            one.extended(two.doc_ids, two.codes)
+        return
+    both = one.extended(two.doc_ids, two.codes)
     assert "sorted_order" in vars(both), "sorted again"
-    assert both.fingerprint == DocidMap(doc_ids, codes, WIDE).fingerprint
+    assert both.fingerprint == DocidMap(doc_ids, codes, WIDE, eos=eos).fingerprint
     check_order(both)
     keep = data.draw(st.lists(st.booleans(), min_size=len(both), max_size=len(both)))
     left = both.without([d for d, k in zip(doc_ids, keep, strict=True) if not k])
     assert "sorted_order" in vars(left), "sorted again"
     kept = tuple(d for d, k in zip(doc_ids, keep, strict=True) if k)
-    assert left.fingerprint == DocidMap(kept, codes[keep], WIDE).fingerprint
+    assert left.fingerprint == DocidMap(kept, codes[keep], WIDE, eos=eos).fingerprint
     check_order(left)
+    # what a model was trained on is spelled as it was
+    assert left.vocabulary == both.vocabulary == one.vocabulary
 
 
 @quick
 @given(docid_lists(), docid_lists())
-def test_levels_may_grow_with_the_documents(docids, more):
-    docid_map = make(docids)
-    sizes = tuple(s + 2 for s in docid_map.level_sizes) + (3,) * (4 - len(docid_map.level_sizes))
+def test_levels_may_grow_behind_the_tokens_that_are_there(docids, more):
+    docid_map = make([*docids, (0, 0), (0,)])  # with an end token
+    levels = len(docid_map.level_sizes)
+    sizes = (*docid_map.level_sizes[:-1], docid_map.level_sizes[-1] + 2, *(3,) * (4 - levels))
     codes = np.full((len(more), 4), -1)
     for row, docid in zip(codes, more, strict=True):
         row[: len(docid)] = docid
@@ -310,27 +318,81 @@ def test_levels_may_grow_with_the_documents(docids, more):
     grown = docid_map.extended([f"e{i}" for i in range(len(more))], codes, sizes)
     assert grown.level_sizes == sizes
     check_order(grown)
-    old = grown.codes[: len(docids)]
-    np.testing.assert_array_equal(old[:, : docid_map.codes.shape[1]], docid_map.codes)
-    assert (old[:, docid_map.codes.shape[1] :] == -1).all()
+    old = grown.codes[: len(docid_map)]
+    np.testing.assert_array_equal(old[:, :levels], docid_map.codes)
+    assert (old[:, levels:] == -1).all()
+    width = docid_map.tokens.shape[1]
+    np.testing.assert_array_equal(grown.tokens[: len(docid_map), :width], docid_map.tokens)
+
+
+def test_the_tokens_stay_whoever_comes_and_goes(tmp_path):
+    """A model that knows an end token keeps it, and one that does not never gets one."""
+    with_end = make([(0, 0), (0, 1), (0,)]).without(["d2"])
+    assert with_end.prefix_free and with_end.vocabulary.eos
+    with_end.save(tmp_path / "docids")
+    again = DocidMap.load(tmp_path / "docids")
+    assert again.vocabulary == with_end.vocabulary and again.fingerprint == with_end.fingerprint
+    # what a checkpoint compares: the same docids, spelled otherwise, are others
+    plain = DocidMap(with_end.doc_ids, with_end.codes, with_end.level_sizes)
+    assert not plain.vocabulary.eos and plain.fingerprint != with_end.fingerprint
+    with pytest.raises(UserError, match="docid 0-1 of 'd1' would be a prefix of 0-1-0 of 'new'"):
+        plain.extended(["new"], np.array([[0, 1, 0]]), (1, 2, 2))
+    with pytest.raises(UserError, match=r"docid 0 of 'new' would be a prefix of 0-0 of 'd0'.*eos"):
+        plain.extended(["new"], np.array([[0, -1]]))
+    assert with_end.extended(["new"], np.array([[0, -1]])).vocabulary == with_end.vocabulary
+    with pytest.raises(ValueError, match="eos must be True"):
+        dataclasses.replace(make([(0, 0), (0,)]), eos=False).tokens  # noqa: B018
+
+
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 4), (4, 3, 3)])
+def test_a_level_with_others_behind_it_cannot_grow(sizes):
+    with pytest.raises(UserError, match=r"level 0 cannot grow from 3 to 4 codes: .* train on it"):
+        example().extended(["new"], np.full((1, len(sizes)), 1), sizes)
+
+
+def test_first_tokens_belong_to_the_map(tmp_path):
+    shared = DocidMap(("a", "b"), np.array([[0, 1], [1, 0]]), (2, 2), first_tokens=(5, 5))
+    assert shared.tokens.tolist() == [[5, 6], [6, 5]]
+    shared.save(tmp_path / "docids")
+    changed = DocidMap.load(tmp_path / "docids").without(["a"])
+    assert changed.first_tokens == (5, 5) and changed.tokens.tolist() == [[6, 5]]
+    plain = DocidMap(shared.doc_ids, shared.codes, (2, 2))
+    assert DocidMap.load(tmp_path / "docids").fingerprint == shared.fingerprint != plain.fingerprint
+    with pytest.raises(UserError, match="first_tokens"):
+        shared.extended(["c"], np.array([[1, 2]]), (2, 3))
+
+
+@pytest.mark.parametrize("eos", [False, True])
+def test_older_files_have_the_tokens_that_their_codes_give(tmp_path, eos):
+    docid_map = make([(0, 1), (1,), (0,) if eos else (2,)])
+    docid_map.save(tmp_path / "docids")
+    for key in ("eos", "first_tokens"):
+        _header(key, None)(tmp_path / "docids")
+    again = DocidMap.load(tmp_path / "docids")
+    assert again.vocabulary == docid_map.vocabulary and again.vocabulary.eos == eos
 
 
 def test_wrong_changes_are_refused():
     docid_map = example()
     codes = np.array([[0, 0], [1, 1]])
-    with pytest.raises(ValueError, match="'d1'"):
+    with pytest.raises(UserError, match=r"'d1'.*leave it out"):
         docid_map.extended(["new", "d1"], codes)
-    with pytest.raises(ValueError, match="'new'"):
+    with pytest.raises(UserError, match="'new'"):
         docid_map.extended(["new", "new"], codes)
-    with pytest.raises(ValueError, match="larger than its level"):
+    with pytest.raises(UserError, match=r"larger than its level; .* level_sizes"):
         docid_map.extended(["new"], np.array([[3, 0]]))
-    with pytest.raises(ValueError, match="codes"):
+    with pytest.raises(UserError, match="codes"):
         docid_map.extended(["new"], codes)
     for sizes in ((2, 3), (3,), (4, 2)):
-        with pytest.raises(ValueError, match="shrink"):
+        with pytest.raises(UserError, match="shrink"):
             docid_map.extended(["new"], np.array([[0, 0]]), sizes)
-    with pytest.raises(ValueError, match="'unknown'"):
+    with pytest.raises(UserError, match=r"'unknown'.*leave it out"):
         docid_map.without(["d1", "unknown"])
+    # a name is not a list of letters
+    with pytest.raises(UserError, match=r"not 'd1': write \['d1'\]"):
+        docid_map.without("d1")
+    with pytest.raises(UserError, match=r"not 'ab': write \['ab'\]"):
+        docid_map.extended("ab", codes)
 
 
 def test_changes_of_nothing_and_of_everything():
@@ -348,7 +410,7 @@ def test_changes_of_nothing_and_of_everything():
 
 def test_changes_are_on_record(tmp_path):
     docid_map = example()
-    bigger = docid_map.extended(["new", "newer"], np.array([[0, 0], [1, 1]]))
+    bigger = docid_map.extended(["new", "newer"], np.array([[0, 0], [2, 1]]))
     changed = bigger.without(["d0"])
     changes = [
         {"extended": 2, "of": docid_map.fingerprint},
@@ -432,6 +494,11 @@ DAMAGE = {
     "sizes a number": _header("level_sizes", 3),
     "other sizes": _header("level_sizes", [3, 4]),
     "other fingerprint": _header("fingerprint", "0" * 64),
+    "an end token": _header("eos", True),
+    "eos a word": _header("eos", "yes"),
+    "other tokens": _header("first_tokens", [7, 7]),
+    "tokens of another level": _header("first_tokens", [7]),
+    "tokens a number": _header("first_tokens", 7),
     "fingerprint a number": _header("fingerprint", 7),
     "ids a number": lambda f: (f / "doc_ids.json").write_text("7"),
     "ids of lists": lambda f: (f / "doc_ids.json").write_text("[[1], [2], [3]]"),

@@ -93,11 +93,12 @@ def test_the_defaults():
     [
         ({"beam": 0}, "beam is 0: a whole number of at least 1"),
         ({"beam": 2.5}, r"beam is 2\.5: a whole number"),
+        ({"beam": True}, "beam is True: a whole number"),
         ({"most_beam": -1}, "most_beam is -1: a whole number"),
         ({"score": "best"}, "score is 'best': choose one of full, level, children"),
         (
             {"precision": "float8"},
-            "precision is 'float8': choose one of float32, bfloat16, float16, int8, or None",
+            "precision is 'float8': choose one of float32, bfloat16, int8, or None",
         ),
     ],
 )
