@@ -350,7 +350,7 @@ class DocidMap:
             before = changed.lengths[changed.sorted_order]
             shared = changed.shared_levels
             place = int(np.flatnonzero((shared[1:] == before[:-1]) & (before[1:] > shared[1:]))[0])
-            short, long = changed.sorted_order[place : place + 2]
+            short, long = changed.sorted_order[place : place + 2].tolist()
             raise UserError(
                 f"the docid {changed.docid_string(short)} of {changed.doc_ids[short]!r} would be a "
                 f"prefix of {changed.docid_string(long)} of {changed.doc_ids[long]!r}, and the end "
