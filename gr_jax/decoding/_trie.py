@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Int
 from gr_jax.array_files import Expected, load_arrays, save_arrays
 from gr_jax.decoding._shape import TrieShape, few_capacities
 from gr_jax.docids import DocidMap, DocidVocabulary
+from gr_jax.errors import UserError
 
 _FORMAT = 3
 

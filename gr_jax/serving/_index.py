@@ -199,12 +199,13 @@ class Index:
     def trie(self) -> Trie:
         """The valid docids, on the device, or on each of the mesh."""
         with self._lock:
-            if self._trie is None:
-                everywhere = None
-                if self._partitioner is not None:
-                    everywhere = NamedSharding(self._partitioner.mesh, PartitionSpec())
-                self._trie = jax.device_put(self.corpus.trie, everywhere)
-            return self._trie
+            if self._trie is not None:
+                return self._trie
+            everywhere = None
+            if self._partitioner is not None:
+                everywhere = NamedSharding(self._partitioner.mesh, PartitionSpec())
+            self._trie = trie = jax.device_put(self.corpus.trie, everywhere)
+            return trie
 
     def weights(self, precision: Precision | None = None) -> InferenceWeights:
         """The model, arranged for search; None for the precision that it was trained in.
