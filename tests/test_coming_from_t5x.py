@@ -131,7 +131,7 @@ def reply(module: str, arguments: list[str], capsys) -> str | None:
 
 def done_as_told(said: str, arguments: list[str], values: dict[str, str]) -> list[str]:
     """`arguments` as a user changes them who reads what is said of them; {} where nothing helps."""
-    if asked := re.search(r"--gin\.([A-Z_]+)=\\\\\"", said):
+    if asked := re.search(r'--gin\.([A-Z_]+)=\\"', said):
         return [*arguments, f'--gin.{asked[1]}="{values[asked[1]]}"']
     name = said.removeprefix("gin: ").split(" ")[0].removeprefix("--")
     ours = re.findall(r"gin/\w+/\w+\.gin", said)

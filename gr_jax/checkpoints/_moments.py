@@ -140,11 +140,15 @@ def t5x_state(source: ParameterSource, *, scanned: bool) -> dict[str, list[LazyA
     head_dim = source.config.head_dim if scanned else None
     laid = laid_out(moments, shapes, scan=scanned, head_dim=head_dim)
     nothing = LazyArray.of(np.zeros(1, np.float32))
-    return {
-        f"{T5X}{parameter}/{field}": laid.get((field, parameter), nothing)
-        for parameter in dict.fromkeys(parameter for _, parameter in laid)
-        for field in FIELDS
-    }
+    out = {}
+    for parameter in dict.fromkeys(parameter for _, parameter in laid):
+        for field in FIELDS:
+            name = f"{T5X}{parameter}/{field}"
+            # t5x reads no placeholder, and a copy has the one that was there
+            placeholder = source.optimizer.get(name, nothing)
+            placeholder = placeholder if placeholder.shape == (1,) else nothing
+            out[name] = laid.get((field, parameter), placeholder)
+    return out
 
 
 def _check_exact(source: ParameterSource, moments: Mapping[Key, LazyArray], scanned: bool) -> None:

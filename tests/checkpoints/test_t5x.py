@@ -58,7 +58,7 @@ def test_optimizer_state_is_kept_in_its_layout(t5x_goldens, tmp_path, name, layo
     assert kept.optimizer.keys() == source.optimizer.keys() and kept.step == 5
     for moment, array in source.optimizer.items():
         np.testing.assert_array_equal(kept.optimizer[moment].read(), array.read(), err_msg=moment)
-    with pytest.raises(UserError, match=f"in the layout '{layout}', which cannot become"):
+    with pytest.raises(UserError, match="its optimizer state cannot be in the layout"):
         convert(t5x_goldens / name, tmp_path / "y", to=to, scanned=not scanned, optimizer=True)
     dropped = convert(t5x_goldens / name, tmp_path / "z", to=to, scanned=not scanned)
     assert not dropped.optimizer

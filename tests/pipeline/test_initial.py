@@ -358,7 +358,7 @@ def test_optimizer_states_that_do_not_fit_are_refused(prepared, trained):
         start(prepared, Optimizer("adamw"), **checkpoint)
     checkpoint["docid_tables"] = "checkpoint"
     assert start(prepared, Optimizer("adamw"), **checkpoint)[1] is not None
-    with pytest.raises(UserError, match=r"checkpoint_1: has another optimizer's state .*'fresh'"):
+    with pytest.raises(UserError, match=r"checkpoint_1: has another optimizer's state: .*'fresh'"):
         start(prepared, Optimizer("muon"), **checkpoint)
 
 
