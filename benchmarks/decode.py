@@ -37,13 +37,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import hugging_face as hf
+from gr_jax.checkpoints._hugging_face_config import SIZES
 from gr_jax.decoding import BeamSearch, Trie
 from gr_jax.docids import DocidMap, DocidVocabulary
 from gr_jax.models import VARIANTS, T5Config, prepare_inference
 
 LEVELS, SHORTEST, CODES = 8, 4, 256
 SOURCE_LENGTH = 32
-
 SCORES = ("full", "level", "children")
 # How many times faster than Hugging Face a search shall be, per (batch, beam): T5-small on a CPU.
 TARGETS = {
@@ -55,15 +55,10 @@ TARGETS = {
 
 def hugging_face_config(name: str) -> dict[str, Any]:
     """The shape of a published T5 1.1 as Hugging Face's `T5Config` has it."""
-    ours = T5Config.from_name(name)
+    config = T5Config.from_name(name)
     return {
-        "vocab_size": ours.vocab_size,
-        "d_model": ours.emb_dim,
-        "d_ff": ours.mlp_dim,
-        "num_heads": ours.num_heads,
-        "d_kv": ours.head_dim,
-        "num_layers": ours.num_encoder_layers,
-        "num_decoder_layers": ours.num_decoder_layers,
+        "vocab_size": config.vocab_size,
+        **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
         "feed_forward_proj": "gated-gelu",
         "tie_word_embeddings": False,
     }

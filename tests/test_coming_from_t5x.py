@@ -51,7 +51,7 @@ def table(heading: str) -> dict[str, str]:
 
 def lines() -> list[str]:
     """The command lines, each as one line."""
-    blocks = re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)
+    blocks: list[str] = re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)
     return "".join(blocks).replace("\\\n", " ").splitlines()
 
 

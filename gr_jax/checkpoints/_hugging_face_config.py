@@ -21,7 +21,8 @@ FINGERPRINT = "docid_fingerprint"
 _FUNCTIONS = {name: name for name in ("relu", "silu", "swish", "tanh", "sigmoid", "linear")}
 _FUNCTIONS["gelu_new"] = "gelu"
 
-_SIZES = {
+# their names of sizes -> fields of `T5Config`
+SIZES = {
     "d_model": "emb_dim",
     "d_kv": "head_dim",
     "d_ff": "mlp_dim",
@@ -59,7 +60,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     FINGERPRINT: (_is_text, "it must be text"),
 } | {
     name: (_is_size, "it must be a whole number above 0")
-    for name in ("vocab_size", "relative_attention_max_distance", OFFSET, *_SIZES)
+    for name in ("vocab_size", "relative_attention_max_distance", OFFSET, *SIZES)
 }
 
 
@@ -157,7 +158,7 @@ def check_sizes(path: Path, config: Mapping[str, Any], model: T5Config) -> None:
       UserError: the first field in which they differ.
     """
     docids = model.target_vocab_size or 0
-    sizes = {name: getattr(model, ours) for name, ours in _SIZES.items()}
+    sizes = {name: getattr(model, ours) for name, ours in SIZES.items()}
     for name, size in ({"vocab_size": model.vocab_size + docids} | sizes).items():
         if config.get(name, size) != size:
             raise UserError(f"{path}: {name} is {config[name]}, but the tensors' is {size}")

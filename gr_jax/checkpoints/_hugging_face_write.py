@@ -22,7 +22,7 @@ from gr_jax.checkpoints._hugging_face import (
     hugging_face_name,
     is_transposed,
 )
-from gr_jax.checkpoints._hugging_face_config import CONFIG, FINGERPRINT, OFFSET
+from gr_jax.checkpoints._hugging_face_config import CONFIG, FINGERPRINT, OFFSET, SIZES
 from gr_jax.checkpoints._lazy import LazyArray, blocks_of, cast, concatenate, transpose, zeros
 from gr_jax.checkpoints._safetensors import DTYPES
 from gr_jax.checkpoints._shapes import EMBEDDING, HEAD, TARGET_EMBEDDING
@@ -201,13 +201,7 @@ def _config(source: ParameterSource, family: Family, dtype: np.dtype) -> dict[st
         "model_type": family,
         "is_encoder_decoder": True,
         "vocab_size": offset + model.output_vocab_size,
-        "d_model": model.emb_dim,
-        "d_kv": model.head_dim,
-        "d_ff": model.mlp_dim,
-        "num_layers": model.num_encoder_layers,
-        "num_decoder_layers": model.num_decoder_layers,
-        "num_heads": model.num_heads,
-        "relative_attention_num_buckets": model.relpos_buckets,
+        **{theirs: getattr(model, ours) for theirs, ours in SIZES.items()},
         "relative_attention_max_distance": model.relpos_max_distance,
         "dropout_rate": model.dropout_rate,
         "layer_norm_epsilon": 1e-6,

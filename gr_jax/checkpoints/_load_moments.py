@@ -48,7 +48,7 @@ def load_optimizer_state(
     new = new_parameters(source, config, resized=resized)
     given = own_state(source, config)
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
-    names = [OWN + "/".join(map(_name, keys)) for keys, _ in paths]
+    names = [OWN + jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in paths]
     leaves, shapes = {}, {}
     for name, (_, wanted) in zip(names, paths, strict=True):
         dtype = np.dtype(wanted.dtype)
@@ -66,10 +66,6 @@ def load_optimizer_state(
             raise UserError(_refusal(source, config, name, found, wanted.shape))
     placed = place(leaves, shapes, dict(zip(names, jax.tree.leaves(shardings), strict=True)))
     return jax.tree.unflatten(structure, [placed[name] for name in names])
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
 
 
 def _cut(

@@ -104,7 +104,7 @@ def _read_item(path: Path) -> dict[str, LazyArray]:
         for keys, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree):
             if not hasattr(leaf, "shape"):
                 continue  # a text, or nothing
-            name = "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys)
+            name = jax.tree_util.keystr(keys, simple=True, separator="/")
             if (path / "manifest.ocdbt").exists():
                 kvstore = {"driver": "ocdbt", "base": base, "path": f"{leaf.name}/"}
             else:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-_FIELDS = (
+# what a size of a family is
+SHAPE_FIELDS = (
     "emb_dim",
     "num_heads",
     "head_dim",
@@ -61,7 +62,7 @@ _FAMILIES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = {
 
 
 def _published(size: str, shape: tuple[int, ...], family: dict[str, Any]) -> dict[str, Any]:
-    fields = dict(zip(_FIELDS, shape, strict=True)) | family
+    fields = dict(zip(SHAPE_FIELDS, shape, strict=True)) | family
     if size == "tiny":
         del fields["vocab_size"]  # that of whatever it is tested with
     return fields

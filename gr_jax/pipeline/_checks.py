@@ -10,21 +10,14 @@ from gr_jax.checkpoints import TARGET_EMBEDDING, ParameterSource
 from gr_jax.data import BYTES, ByteTokenizer, load_tokenizer
 from gr_jax.errors import UserError
 from gr_jax.models import VARIANTS, T5Config
+from gr_jax.models._variants import SHAPE_FIELDS
 from gr_jax.pipeline._prepare import DataConfig, content_of
 from gr_jax.pipeline._workspace import Workspace
 from gr_jax.serving import IndexSpec
 
 # Fields of a model that the shapes of its parameters depend on, in any layout; vocabularies,
 # position biases per layer and tied heads can differ where a run starts.
-_SHAPE = (
-    "emb_dim",
-    "num_heads",
-    "head_dim",
-    "mlp_dim",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "relpos_buckets",
-)
+_SHAPE = (*SHAPE_FIELDS, "relpos_buckets")
 
 
 def check_shape(source: ParameterSource, model: T5Config, *, docid_tables: bool) -> None:

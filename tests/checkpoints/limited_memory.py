@@ -1,6 +1,6 @@
 """What the memory tests start: programs with much less room than the model takes.
 
-    python limited_memory.py FOLDER {convert,inspect,eager}
+    python limited_memory.py FOLDER {convert,eager}
     python limited_memory.py FOLDER load COORDINATOR INDEX    one of two processes
 
 `eager` reads the whole model first, as a converter would that is not lazy.
@@ -86,8 +86,6 @@ def convert_all(folder: Path, how: str) -> None:
         held = [source.read(name) for name in source.leaves]
         print(len(held))
     print(fingerprint(source))
-    if how == "inspect":
-        return
     for to in ("hf", "t5x", "t5x-orbax"):
         print(fingerprint(convert(folder / "large", folder / to, to=to)))
 
