@@ -119,7 +119,9 @@ def _make(directory: Path, path: Path) -> None:
         with disk_errors(path):
             directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # /proc, a mount that has gone, names that a file system has not
-        raise UserError(f"{path}: {directory} cannot be made ({error.strerror})") from error
+        raise UserError(
+            f"{path}: cannot be made ({error.strerror}); choose another directory"
+        ) from error
 
 
 def _rename(directory: Path, to: Path) -> None:

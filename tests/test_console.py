@@ -1,5 +1,6 @@
 """What a command's end looks like to its caller."""
 
+import signal
 import subprocess
 import sys
 
@@ -30,6 +31,8 @@ def test_a_schedulers_signal_is_an_interruption_and_no_crash():
             text=True,
             timeout=100,
             check=False,
+            # shells start what is in their background with this signal ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert (ended.returncode, ended.stderr) == (130, "stopped here\n"), ended
 

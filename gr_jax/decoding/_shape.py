@@ -61,6 +61,8 @@ class TrieShape(NamedTuple):
             and len(self.branches) + 1 == len(self.nodes) == len(self.fan_outs)
             and len(self.nodes) <= len(self.ends) == len(self.vocabulary.level_sizes)
             and len(other.nodes) <= len(self.nodes)
+            # a search does not end at a level behind which no docid does
+            and any(self.ends[len(self.nodes) - 1 :])
             and all(a <= b for a, b in zip(other.nodes, self.nodes, strict=False))
             and all(a <= b for a, b in zip(other.branches, self.branches, strict=False))
             and all(a <= b for a, b in zip(other.fan_outs, self.fan_outs, strict=False))
@@ -84,14 +86,14 @@ class TrieShape(NamedTuple):
         """
         sizes, stored = self.vocabulary.level_sizes, len(self.nodes)
         nodes, branches, fan_outs = self.nodes, self.branches, self.fan_outs
+        first, last = self.ends.index(True), len(sizes) - self.ends[::-1].index(True)
         # Of n nodes below branching ones, some n / 2 pairs of docids have met down to here; of
         # these, one in `size` goes on together. The next level is likely enough to come or go.
-        if stored < len(sizes) and nodes[-1] * 8 > sizes[stored - 1]:
+        if stored < last and nodes[-1] * 8 > sizes[stored - 1]:
             nodes, branches, fan_outs = (*nodes, 0), (*branches, 0), (*fan_outs, 0)
         tail_start = self.tail_start
         while 2 <= tail_start < stored + 2 and self.docids <= _ALONE * self.nodes[tail_start - 2]:
             tail_start -= 1
-        first, last = self.ends.index(True), len(sizes) - self.ends[::-1].index(True)
         docids = bucket(self.docids)
         unique = self.unique and docids > _MOST_MAYBE_SHARED
         nodes = tuple(map(bucket, nodes))

@@ -52,7 +52,7 @@ def test_the_command_line(written, tmp_path, capsys):
         (["SRC/absent", "DST"], "SRC/absent: no such file or directory"),
         (["a" * 300, "DST"], "cannot be opened"),
         (["~nobodyhere/x", "DST"], "~nobodyhere/x: cannot be opened"),
-        (["SRC", "/proc/x/y"], "/proc/x/y: /proc/x cannot be made"),
+        (["SRC", "/proc/x/y"], "/proc/x/y: cannot be made"),
         (["SRC", "DST", "--scanned"], "Hugging Face's format has no scanned layout"),
         (["SRC", "DST", "--optimizer", "keep"], "has no optimizer state"),
         (["SRC", "DST", "--to", "t5x", "--optimizer", "keep"], "holds no t5x optimizer state"),

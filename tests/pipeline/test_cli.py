@@ -159,7 +159,8 @@ def test_exposure_with_docids_of_another_run(model_dir, capsys, tmp_path):
 def test_search_for_people(model_dir, capsys):
     assert main(["search", f"--model_dir={model_dir}", "--k=2", "music"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0].lstrip().startswith("1.")
+    assert len(lines) == 3 and lines[0].lstrip().startswith("1.")
+    assert lines[2].startswith("proven exact, with a beam of ")
 
 
 def test_eval_writes_a_run(model_dir, beir, tmp_path, capsys):

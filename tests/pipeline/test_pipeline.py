@@ -11,7 +11,7 @@ from gr_jax import pipeline, training
 from gr_jax.errors import UserError
 from gr_jax.evaluation import Report, evaluate_run, read_run
 from gr_jax.pipeline import _evaluate
-from gr_jax.serving import DEFAULT_SCORE, Index, SearchConfig
+from gr_jax.serving import DEFAULT_SCORE, Index, Latency, SearchConfig
 from tests.conftest import write_beir
 from tests.pipeline.tiny import STEPS, settings
 
@@ -345,7 +345,7 @@ def test_queries_of_the_whole_split_are_checked_as_long_as_that_is_quick(evaluat
 def test_the_search_that_is_measured_is_the_one_that_is_timed(evaluated, monkeypatch):
     timed = []
     monkeypatch.setattr(
-        Index, "latency", lambda index, queries, **settings: timed.append(settings) or 1.0
+        Index, "latency", lambda *_, **settings: timed.append(settings) or Latency(1.0, 1.0, 1.0)
     )
     evaluated(beam=9, score="level", precision="bfloat16", certify=True)
     evaluated(exact=True)
