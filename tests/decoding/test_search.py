@@ -136,7 +136,7 @@ def test_oracle_and_search_equal_teacher_forcing(score, docids, seed):
     ids=["one", "short", "two levels", "three levels", "long", "mixed"],
 )
 def test_a_trie_with_room_is_searched_as_the_oracle_ranks(docids, score):
-    """As `BeamSearch` takes a map: what a bucket makes room for, and no docid has, finds nothing."""
+    """As `BeamSearch` takes a map: levels and docids that there is only room for change nothing."""
     docid_map, source = make_map(docids), sources(1)
     oracle = find_best(weights(), docid_map, source, score, k=4)
     found = BeamSearch(weights(), docid_map, beam=8, k=4, score=score).search(source, exact=True)

@@ -182,9 +182,7 @@ def test_order_of_the_input_changes_only_document_rows(docids, random):
     one = Trie.from_docid_map(make_map(docids))
     other = Trie.from_docid_map(make_map([docids[i] for i in order]))
     assert [docids[r] for r in one.documents] == [docids[order[r]] for r in other.documents]
-    same_tries(
-        one, dataclasses.replace(other, documents=one.documents, identity=one.identity)
-    )
+    same_tries(one, dataclasses.replace(other, documents=one.documents, identity=one.identity))
 
 
 # --- what it is made of
