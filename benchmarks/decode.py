@@ -113,11 +113,14 @@ def make_docids(n: int, seed: int) -> np.ndarray:
 
 
 def make_trie(docids: np.ndarray, *, eos: bool = True) -> Trie:
-    """The trie of docids whose levels share their tokens, as a user of Hugging Face has them."""
+    """The trie of docids whose levels share their tokens, as a user of Hugging Face has them.
+
+    With the room that an index's has.
+    """
     sizes = (CODES,) * LEVELS
     names = tuple(map(str, range(len(docids))))
     vocabulary = DocidVocabulary(sizes, eos=eos, first_tokens=(hf.FIRST_TOKEN,) * LEVELS)
-    return Trie.from_docid_map(DocidMap(names, docids, sizes), vocabulary)
+    return Trie.from_docid_map(DocidMap(names, docids, sizes), vocabulary).bucketed()
 
 
 def matmul_gflops(dtype: str, shape: tuple[int, int, int] = (1600, 512, 1152)) -> float:

@@ -107,7 +107,7 @@ def _squad20k(folder: Path) -> Trie:
     docid_map = HierarchicalKMeans(levels=2).assign(read_corpus(folder / "corpus.jsonl"))
     sizes = docid_map.level_sizes
     vocabulary = DocidVocabulary(sizes, first_tokens=(hf.FIRST_TOKEN,) * len(sizes))
-    return Trie.from_docid_map(docid_map, vocabulary)
+    return Trie.from_docid_map(docid_map, vocabulary).bucketed()
 
 
 def main() -> None:
@@ -200,7 +200,7 @@ def main() -> None:
         del parameters
         names = tuple(map(str, range(options.atomic)))
         codes = np.arange(options.atomic, dtype=np.int32)[:, None]
-        trie = Trie.from_docid_map(DocidMap(names, codes, (options.atomic,)))
+        trie = Trie.from_docid_map(DocidMap(names, codes, (options.atomic,))).bucketed()
         for batch in (1, 16):
             search = BeamSearch(weights, trie, beam=1, k=100, score="children")
             ms = _medians({"ms": search.search}, batch, options.repeats)["ms"]
