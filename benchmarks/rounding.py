@@ -38,7 +38,7 @@ MODEL = T5Config(
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the lines."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--beams", nargs="+", type=int, default=[10, 40])
     parser.add_argument("--queries", type=int, default=128)
