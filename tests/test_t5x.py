@@ -205,9 +205,9 @@ def expected_sequences(docid_map, vocabulary, rows):
     ("docids", "eos", "score", "num_decodes", "scanned"),
     [
         (PREFIX_FREE, None, "full", 3, False),
-        (PREFIX_FREE, True, "full", 2, False),
+        pytest.param(PREFIX_FREE, True, "full", 2, False, marks=pytest.mark.slow),
         (PREFIXES, None, "level", 3, False),
-        (PREFIXES, None, "children", 4, False),
+        pytest.param(PREFIXES, None, "children", 4, False, marks=pytest.mark.slow),
         (PREFIXES, None, "full", 20, False),
         (PREFIXES, None, "full", 3, True),
     ],

@@ -63,6 +63,7 @@ def test_it_is_valid_and_holds_no_outputs():
             compile(cell.source, NOTEBOOK.name, "exec")
 
 
+@pytest.mark.slow
 def test_a_short_run(tmp_path):
     text = executed(
         tmp_path,

@@ -65,10 +65,10 @@ def assert_same_gradients(found, expected):
     ("name", "scan", "remat"),
     [
         ("t5_1_0", True, "minimal"),
-        ("umt5", True, "none"),
+        pytest.param("umt5", True, "none", marks=pytest.mark.slow),
         ("umt5", True, "minimal"),
         ("umt5", True, "full"),
-        ("umt5", False, "minimal"),
+        pytest.param("umt5", False, "minimal", marks=pytest.mark.slow),
         ("umt5", False, "full"),
     ],
 )

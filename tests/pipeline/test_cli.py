@@ -377,6 +377,7 @@ def test_mistakes_of_entry_points_are_one_line(arguments, message, tmp_path, cap
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on_to_the_same_result(beir, tmp_path, model_dir):
     """SIGINT while training saves and exits with 130; SIGKILL loses nothing that was saved."""
     args = quickstart(beir, tmp_path / "m")

@@ -36,9 +36,9 @@ def on_one_device(tmp_path_factory):
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"model_parallel": 2, "parameter_partitions": 2},
-        {"model_parallel": 4, "activation_partitions": 2},
+        pytest.param({"model_parallel": 4, "activation_partitions": 2}, marks=pytest.mark.slow),
         {"replicas": 2, "model_parallel": 2, "parameter_partitions": 2, "activation_partitions": 2},
     ],
     ids=str,
@@ -67,7 +67,7 @@ def pod_on_one_device(tmp_path_factory):
     return losses(directory)
 
 
-@pytest.mark.parametrize("model_parallel", [1, 4])
+@pytest.mark.parametrize("model_parallel", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_losses_of_a_pods_settings_are_those_of_one_device(
     model_parallel, pod_on_one_device, tmp_path
 ):
@@ -81,6 +81,7 @@ def close(found, expected):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_at_one_step(on_one_device, tmp_path):
     arguments = ("tests.training.multiprocess_run", str(tmp_path), "localhost:{port}", "2")
     processes = start(*arguments, "{index}")

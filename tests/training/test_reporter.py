@@ -55,7 +55,10 @@ def of_one_task_only():
     return found
 
 
-@pytest.mark.parametrize(("devices", "model_parallel", "microbatches"), [(1, 1, 1), (8, 2, 4)])
+@pytest.mark.parametrize(
+    ("devices", "model_parallel", "microbatches"),
+    [pytest.param(1, 1, 1, marks=pytest.mark.slow), (8, 2, 4)],
+)
 def test_a_step_tells_tasks_apart(of_one_task_only, devices, model_parallel, microbatches):
     state, metrics = sums_of_a_step(devices, model_parallel, microbatches)
     for name in metrics.sums._fields:

@@ -281,6 +281,7 @@ def test_what_a_restriction_costs_in_memory_is_a_mask():
         assert temporary_bytes(softmax) < temporary_bytes("full") + 1.1 * mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("docid_map", ["prefixes"], indirect=True)
 def test_each_softmax_trains_another_model_the_same_on_every_mesh(docid_map, tmp_path):
     batches = make_batches(cache=cache_of(docid_map), target_length=docid_map.vocabulary.max_tokens)

@@ -105,7 +105,9 @@ def test_moments_and_average_stand_where_their_parameter_does(name, devices, mod
     assert moments >= {"adamw": 3 * count, "muon": 2 * count, "adafactor": count + small // 2}[name]
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+@pytest.mark.parametrize(
+    "name", ["adamw", pytest.param("muon", marks=pytest.mark.slow), "adafactor"]
+)
 def test_each_optimizer_memorises(name):
     rate = {"adamw": 1e-2, "muon": 1e-2, "adafactor": 3e-2}[name]
     config = dataclasses.replace(TRAINER, optimizer=Optimizer(name=name))
