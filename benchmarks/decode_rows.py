@@ -82,7 +82,7 @@ def _plain(weights: InferenceWeights, trie: Trie, beam: int, score: Any, kind: t
         settings = {"beam": beam, "k": beam, "score": score, "ends": "all", "whole": True}
         widths = kind(trie, None, len(source), None, None, **settings).widths
         decoder = beam_module._Decoder(weights, encode_cross(weights, source), widths, False)
-        return kind(trie, decoder, len(source), None, None, **settings).run(decoder.initial())
+        return kind(trie, decoder, len(source), None, None, **settings).run(decoder.initial(), None)
 
     trie = jax.device_put(trie)
     return lambda source: jax.device_get(program(weights, trie, jax.device_put(source)))
