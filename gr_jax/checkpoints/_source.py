@@ -51,6 +51,7 @@ class ParameterSource:
         scanned), `scanned` (the same, scanned), `stacked` (gr-jax's own scanned layout).
       docid_fingerprint: of the `DocidMap` that its target tokens belong to, where it is recorded.
       averaged: whether there is an average of the parameters (our own `ema`) beside them.
+      recorded: which fields of `config` that parameters do not show are the record's.
       record: what else the format says about the model (`config.json` of Hugging Face).
     """
 
@@ -63,6 +64,7 @@ class ParameterSource:
     layout: str = "layers"
     docid_fingerprint: str | None = None
     averaged: bool = False
+    recorded: frozenset[str] = frozenset()
     record: Mapping[str, Any] = MappingProxyType({})
 
     def read(self, name: str, index: Sequence[slice] | None = None) -> np.ndarray:
@@ -110,7 +112,10 @@ def make_source(
         config, relpos_per_layer=inferred.relpos_per_layer, scan_layers=False
     ):
         raise UserError(f"{path}: its parameters are not those of the model it records")
-    return ParameterSource(path, format, leaves, inferred, layout=layout, **others)
+    recorded = frozenset(known or ())
+    return ParameterSource(
+        path, format, leaves, inferred, layout=layout, recorded=recorded, **others
+    )
 
 
 def make_t5x_source(path: str, format: Format, leaves: Mapping[str, LazyArray]) -> ParameterSource:

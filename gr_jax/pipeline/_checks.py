@@ -18,10 +18,12 @@ from gr_jax.serving import IndexSpec
 # Fields of a model that the shapes of its parameters depend on, in any layout; vocabularies,
 # position biases per layer and tied heads can differ where a run starts.
 _SHAPE = (*SHAPE_FIELDS, "relpos_buckets")
+# What a model computes of the same parameters, where the checkpoint says it.
+_MEANING = ("mlp_activations", "relpos_max_distance")
 
 
 def check_shape(source: ParameterSource, model: T5Config, *, docid_tables: bool) -> None:
-    """Refuses a checkpoint whose parameters are not those of `model`, whatever its vocabularies.
+    """Refuses a checkpoint of another model than `model`, whatever its vocabularies.
 
     Args:
       source: the checkpoint.
@@ -38,7 +40,10 @@ def check_shape(source: ParameterSource, model: T5Config, *, docid_tables: bool)
         )
     theirs, ours = source.config, model
     differ = [name for name in _SHAPE if getattr(theirs, name) != getattr(ours, name)]
-    if len(theirs.mlp_activations) != len(ours.mlp_activations):
+    recorded = [name for name in _MEANING if name in source.recorded]
+    differ += [name for name in recorded if getattr(theirs, name) != getattr(ours, name)]
+    gated = len(theirs.mlp_activations) != len(ours.mlp_activations)
+    if gated and "mlp_activations" not in differ:
         differ.append("mlp_activations")
     if theirs.relpos_per_layer and not ours.relpos_per_layer:
         differ.append("relpos_per_layer")

@@ -220,6 +220,8 @@ TIED = {"mlp_activations": ("relu",), "logits_via_embedding": True}
         ({}, {"mlp_dim": 128}, r"T5Config\.mlp_dim is 64 \(the model's: 128\); give the model its"),
         ({"num_decoder_layers": 2}, {}, r"num_decoder_layers is 2 \(the model's: 1\)"),
         (TIED, {}, r"mlp_activations is \('relu',\) \(the model's: \('gelu', 'linear'\)\)"),
+        ({"mlp_activations": ("silu", "linear")}, {}, r"mlp_activations is \('silu', 'linear'\)"),
+        ({"relpos_max_distance": 64}, {}, r"relpos_max_distance is 64 \(the model's: 128\)"),
         ({"relpos_per_layer": True}, {}, r"relpos_per_layer is True \(the model's: False\)"),
         (
             VARIANTS["t5_1_1_tiny"],
@@ -233,7 +235,12 @@ TIED = {"mlp_activations": ("relu",), "logits_via_embedding": True}
 def test_a_checkpoint_of_another_shape_is_refused(checkpoint, model, message):
     theirs = dataclasses.replace(tiny_model(), **checkpoint)
     ours = dataclasses.replace(tiny_model(), vocab_size=1, target_vocab_size=1, **model)
-    source: Any = SimpleNamespace(path="ckpt", config=theirs, leaves=parameter_shapes(theirs))
+    source: Any = SimpleNamespace(
+        path="ckpt",
+        config=theirs,
+        leaves=parameter_shapes(theirs),
+        recorded={"mlp_activations", "relpos_max_distance"},
+    )
     with pytest.raises(UserError, match=message) as refused:
         check_shape(source, ours, docid_tables=False)
     assert "\n" not in str(refused.value)
@@ -247,7 +254,9 @@ def test_a_checkpoint_of_another_shape_is_refused(checkpoint, model, message):
 @pytest.mark.parametrize("name", ["t5_small", "mt5_base", "byt5_large", "umt5_xl", "flan_t5_xxl"])
 def test_the_gin_file_of_a_published_model_is_named(name):
     config = T5Config.from_name(name)
-    source: Any = SimpleNamespace(path="ckpt", config=config, leaves=parameter_shapes(config))
+    source: Any = SimpleNamespace(
+        path="ckpt", config=config, leaves=parameter_shapes(config), recorded=()
+    )
     with pytest.raises(UserError, match=rf"[= ]gin/models/{name}\.gin[ ,]") as refused:
         check_shape(source, T5Config(1), docid_tables=False)
     named = re.findall(r"gin/models/(\w+)\.gin", str(refused.value))
