@@ -66,7 +66,7 @@ def assert_same_gradients(found, expected):
     [
         ("t5_1_0", True, "minimal"),
         pytest.param("umt5", True, "none", marks=pytest.mark.slow),
-        ("umt5", True, "minimal"),
+        pytest.param("umt5", True, "minimal", marks=pytest.mark.slow),
         ("umt5", True, "full"),
         pytest.param("umt5", False, "minimal", marks=pytest.mark.slow),
         ("umt5", False, "full"),

@@ -454,6 +454,7 @@ def test_infer(trained, beir, tmp_path):
         pipeline.infer(model_dir=str(trained[0]))
 
 
+@pytest.mark.slow
 def test_minutes_become_steps_that_a_restart_keeps(beir, tmp_path):
     # rows come in multiples of 24 for 3 microbatches
     trainer = {"steps": None, "minutes": 0.01, "save_period": 5, "microbatches": 3}

@@ -79,7 +79,7 @@ def config_of(folder) -> T5Config:
 @pytest.mark.parametrize(
     ("scanned", "spread", "precisions"),
     [
-        (False, None, ("float32", "bfloat16", "int8")),
+        (False, None, ("float32", "int8")),
         (False, Partitioning(model_parallel=4), ("bfloat16",)),
         (True, Partitioning(model_parallel=2, parameter_partitions=2), ("bfloat16", "int8")),
     ],
