@@ -61,7 +61,7 @@ class TrieShape(NamedTuple):
             and len(self.branches) + 1 == len(self.nodes) == len(self.fan_outs)
             and len(self.nodes) <= len(self.ends) == len(self.vocabulary.level_sizes)
             and len(other.nodes) <= len(self.nodes)
-            # a search does not end at a level behind which no docid does
+            # a search would step into a level that no docid reaches, and find nothing to score
             and any(self.ends[len(self.nodes) - 1 :])
             and all(a <= b for a, b in zip(other.nodes, self.nodes, strict=False))
             and all(a <= b for a, b in zip(other.branches, self.branches, strict=False))

@@ -103,7 +103,7 @@ def plain_ranking(docid_map, docids, source, score, *, beam=10**6, k=MOST):
 @pytest.mark.parametrize(
     "score", ["full", pytest.param("level", marks=pytest.mark.slow), "children"]
 )
-@settings(max_examples=5)
+@settings(max_examples=8)
 @given(docids=docid_lists(), seed=st.integers(0, 99))
 def test_oracle_and_search_equal_teacher_forcing(score, docids, seed):
     docid_map, source = make_map(docids), sources(seed)
